@@ -74,85 +74,108 @@ typedef enum pm_layout {
 /* The static options of a plan: what all layers that share it have in common. */
 typedef struct pm_config {
   size_t struct_size;
-  int32_t num_heads;      /* H, a multiple of K; H / K <= 128 */
-  int32_t num_kv_heads;   /* K */
-  int32_t head_dim;       /* D, a multiple of 8 from 16 to 512 */
-  int32_t v_head_dim;     /* 0 = head_dim; others are unsupported for now */
-  pm_dtype dtype;         /* of q, k_new and v_new */
-  pm_dtype out_dtype;     /* dtype, or PM_F32 */
-  pm_dtype cache_dtype;   /* with PM_NO_CACHE: ignored */
+  int32_t num_heads;    /* H, a multiple of K; H / K <= 128 */
+  int32_t num_kv_heads; /* K */
+  int32_t head_dim;     /* D, a multiple of 8 from 16 to 512 */
+  int32_t v_head_dim;   /* 0 = head_dim; others are unsupported for now */
+  pm_dtype dtype;       /* of q, k_new and v_new */
+  pm_dtype out_dtype;   /* dtype, or PM_F32 */
+  pm_dtype cache_dtype; /* with PM_NO_CACHE: ignored */
   pm_layout layout;
-  int32_t page_size;      /* P in tokens, 1 to 1024 */
-  int64_t num_pages;      /* pages of the cache: page indices are in [0, num_pages) */
-  int32_t causal;         /* 0 or 1; pm_batch.causal overrides it per sequence */
-  int32_t window_left;    /* keys before the query's position that it sees; -1 = no bound */
-  int32_t window_right;   /* keys after it; -1 = no bound */
-  int32_t write_cache;    /* 0: k_new and v_new are ignored and the cache is only read */
+  int32_t page_size;       /* P in tokens, 1 to 1024 */
+  int64_t num_pages;       /* pages of the cache: page indices are in [0, num_pages) */
+  int32_t causal;          /* 0 or 1; pm_batch.causal overrides it per sequence */
+  int32_t window_left;     /* keys before the query's position that it sees; -1 = no bound */
+  int32_t window_right;    /* keys after it; -1 = no bound */
+  int32_t write_cache;     /* 0: k_new and v_new are ignored and the cache is only read */
   int32_t batch_invariant; /* 1: the bits of an output row depend only on its position, its q, the
                               visible keys and values and the static options */
-  int32_t threads;        /* parts to plan for; 0 = pm_default_threads() */
-  const char* isa;        /* NULL = PAGEMILL_ISA, else the best of the machine */
+  int32_t threads;         /* parts to plan for; 0 = pm_default_threads() */
+  const char* isa;         /* NULL = PAGEMILL_ISA, else the best of the machine */
 } pm_config;
 
-#define PM_CONFIG_INIT                                                                     \
-  {                                                                                        \
-    sizeof(pm_config), 0, 0, 0, 0, PM_BF16, PM_BF16, PM_BF16, PM_TILES, 0, 0, 1, -1, -1, 1, 0, 0, NULL \
-  }
+#define PM_CONFIG_INIT \
+  {sizeof(pm_config), 0, 0, 0, 0, PM_BF16, PM_BF16, PM_BF16, PM_TILES, 0, 0, 1, -1, -1, 1, 0, 0, NULL}
 
 /* The metadata of one step. All of it is copied by pm_plan_build. */
 typedef struct pm_batch {
   size_t struct_size;
-  int32_t num_seqs;            /* B, from 0 */
-  int64_t num_tokens;          /* T: rows of q, k_new, v_new, out */
-  const int32_t* query_start;  /* [B + 1], rising from 0, last <= T; rows past the last are left alone */
-  const int32_t* kv_len;       /* [B] keys of each sequence, its new tokens included;
-                                  PM_NO_CACHE: NULL, or equal to q_len */
-  const int32_t* page_table;   /* [num_rows, pages_per_seq]; entries outside every query's window and
-                                  past kv_len are neither read nor checked */
-  int64_t page_table_stride;   /* elements between rows; 0 = pages_per_seq */
+  int32_t num_seqs;           /* B, from 0 */
+  int64_t num_tokens;         /* T: rows of q, k_new, v_new, out */
+  const int32_t* query_start; /* [B + 1], rising from 0, last <= T; rows past the last are left alone */
+  const int32_t* kv_len;      /* [B] keys of each sequence, its new tokens included;
+                                 PM_NO_CACHE: NULL, or equal to q_len */
+  const int32_t* page_table;  /* [num_rows, pages_per_seq]; entries outside every query's window and
+                                 past kv_len are neither read nor checked */
+  int64_t page_table_stride;  /* elements between rows; 0 = pages_per_seq */
   int32_t pages_per_seq;
-  int32_t page_table_rows;     /* number of rows; 0 = B */
-  const int32_t* row_index;    /* [B] row of page_table of each sequence, or NULL for 0 .. B-1 */
+  int32_t page_table_rows;       /* number of rows; 0 = B */
+  const int32_t* row_index;      /* [B] row of page_table of each sequence, or NULL for 0 .. B-1 */
   const int32_t* first_position; /* [B] position of each sequence's first query, or NULL */
-  const uint8_t* causal;       /* [B] 0 or 1, or NULL for pm_config.causal */
+  const uint8_t* causal;         /* [B] 0 or 1, or NULL for pm_config.causal */
 } pm_batch;
 
-#define PM_BATCH_INIT                                                             \
-  { sizeof(pm_batch), 0, 0, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL }
+#define PM_BATCH_INIT {sizeof(pm_batch), 0, 0, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL}
 
 /* The tensors and scalars of one layer. */
 typedef struct pm_args {
   size_t struct_size;
-  const void* q;      /* [T, H, D] dtype */
+  const void* q; /* [T, H, D] dtype */
   int64_t q_stride_token, q_stride_head;
-  const void* k_new;  /* [T, K, D] dtype; ignored unless written or PM_NO_CACHE */
+  const void* k_new; /* [T, K, D] dtype; ignored unless written or PM_NO_CACHE */
   int64_t k_new_stride_token, k_new_stride_head;
-  const void* v_new;  /* [T, K, D] dtype */
+  const void* v_new; /* [T, K, D] dtype */
   int64_t v_new_stride_token, v_new_stride_head;
-  void* out;          /* [T, H, D] out_dtype; must not overlap any input or the cache */
+  void* out; /* [T, H, D] out_dtype; must not overlap any input or the cache */
   int64_t out_stride_token, out_stride_head;
-  float* lse;         /* [T, H], or NULL */
+  float* lse;               /* [T, H], or NULL */
   int64_t lse_stride_token; /* 0 = H; the head stride is 1 */
-  void* k_cache;      /* cache_dtype; contiguous default for PM_TILES: K and V planes of a head side by
-                         side, [pages, K, 2, P * D] with v_cache = k_cache + P * D; for PM_ROWS:
-                         [pages, P, K, D] each */
+  void* k_cache;            /* cache_dtype; contiguous default for PM_TILES: K and V planes of a head side by
+                               side, [pages, K, 2, P * D] with v_cache = k_cache + P * D; for PM_ROWS:
+                               [pages, P, K, D] each */
   int64_t k_stride_page, k_stride_token, k_stride_head; /* stride_token: PM_ROWS only */
   void* v_cache;
   int64_t v_stride_page, v_stride_token, v_stride_head;
-  float scale;        /* 0 = 1 / sqrt(D) */
-  float soft_cap;     /* 0 = none */
-  float q_scale;      /* the true q is q_scale * q */
-  float k_scale;      /* stored = k_new / k_scale, rounded to cache_dtype; scores multiply it back */
+  float scale;    /* 0 = 1 / sqrt(D) */
+  float soft_cap; /* 0 = none */
+  float q_scale;  /* the true q is q_scale * q */
+  float k_scale;  /* stored = k_new / k_scale, rounded to cache_dtype; scores multiply it back */
   float v_scale;
   const float* sinks;        /* [H] logits, or NULL */
   const float* alibi_slopes; /* [H], or NULL */
 } pm_args;
 
-#define PM_ARGS_INIT                                                                            \
-  {                                                                                             \
-    sizeof(pm_args), NULL, 0, 0, NULL, 0, 0, NULL, 0, 0, NULL, 0, 0, NULL, 0, NULL, 0, 0, 0,    \
-        NULL, 0, 0, 0, 0.0f, 0.0f, 1.0f, 1.0f, 1.0f, NULL, NULL                                 \
-  }
+#define PM_ARGS_INIT \
+  {sizeof(pm_args),  \
+   NULL,             \
+   0,                \
+   0,                \
+   NULL,             \
+   0,                \
+   0,                \
+   NULL,             \
+   0,                \
+   0,                \
+   NULL,             \
+   0,                \
+   0,                \
+   NULL,             \
+   0,                \
+   NULL,             \
+   0,                \
+   0,                \
+   0,                \
+   NULL,             \
+   0,                \
+   0,                \
+   0,                \
+   0.0f,             \
+   0.0f,             \
+   1.0f,             \
+   1.0f,             \
+   1.0f,             \
+   NULL,             \
+   NULL}
 
 /* Runs task(arg, 0) .. task(arg, n - 1) once each, in any order, on any threads (perhaps all on one),
  * and returns when all are done. Tasks never wait for one another. */
@@ -162,7 +185,7 @@ typedef struct pm_executor {
   void (*parallel_for)(void* context, int32_t n, void (*task)(void* arg, int32_t index), void* arg);
 } pm_executor;
 
-#define PM_EXECUTOR_INIT { sizeof(pm_executor), NULL, NULL }
+#define PM_EXECUTOR_INIT {sizeof(pm_executor), NULL, NULL}
 
 typedef struct pm_plan pm_plan; /* immutable between builds: any number of threads may run it at once */
 typedef struct pm_pool pm_pool;
@@ -188,20 +211,20 @@ typedef struct pm_plan_stats {
   int64_t stored_tokens;  /* new tokens stored in the phase before attention */
   int64_t fused_tokens;   /* new tokens stored by the items that attend to them */
   const char* isa;
-  const char* kernel;     /* name of the attention kernel of most items, such as decode_bf16_d128_avx2 */
+  const char* kernel; /* name of the attention kernel of most items, such as decode_bf16_d128_avx2 */
 } pm_plan_stats;
 PM_API pm_status pm_plan_get_stats(const pm_plan* plan, pm_plan_stats* stats);
 
 /* Stores k_new and v_new (if the plan writes) and attends. workspace: workspace_bytes of the plan, 64-byte
  * aligned, contents of no meaning before or after, one per concurrent call. executor: NULL = a pool of
  * the library's own, shared by the process. Allocates nothing. */
-PM_API pm_status pm_run(const pm_plan* plan, const pm_args* args, void* workspace,
-                        size_t workspace_bytes, const pm_executor* executor);
+PM_API pm_status pm_run(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes,
+                        const pm_executor* executor);
 /* The two halves of pm_run: the cache update alone (q, out and lse may be NULL), and attention alone. */
-PM_API pm_status pm_store(const pm_plan* plan, const pm_args* args, void* workspace,
-                          size_t workspace_bytes, const pm_executor* executor);
-PM_API pm_status pm_attend(const pm_plan* plan, const pm_args* args, void* workspace,
-                           size_t workspace_bytes, const pm_executor* executor);
+PM_API pm_status pm_store(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes,
+                          const pm_executor* executor);
+PM_API pm_status pm_attend(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes,
+                           const pm_executor* executor);
 
 /* For hosts that are already inside a parallel region. Each of `parts` threads (1 <= parts <= threads of
  * the plan) calls phase 0; all wait for each other (the host's barrier); each calls phase 1. Together the
@@ -233,8 +256,7 @@ typedef struct pm_cache {
   void* v;
   int64_t v_stride_page, v_stride_token, v_stride_head;
 } pm_cache;
-#define PM_CACHE_INIT \
-  { sizeof(pm_cache), PM_TILES, PM_BF16, 0, 0, 0, 0, NULL, 0, 0, 0, NULL, 0, 0, 0 }
+#define PM_CACHE_INIT {sizeof(pm_cache), PM_TILES, PM_BF16, 0, 0, 0, 0, NULL, 0, 0, 0, NULL, 0, 0, 0}
 
 /* Copies n whole pages, src_pages[i] of src to dst_pages[i] of dst (NULL = 0 .. n-1), converting layout
  * and dtype. Same K, D and P. src and dst must not overlap; dst_pages must be distinct. */
@@ -252,19 +274,19 @@ PM_API pm_status pm_pool_executor(pm_pool* pool, pm_executor* executor);
 
 typedef struct pm_isa_info {
   size_t struct_size;
-  const char* name;    /* scalar, avx2, avx512bf16, amx_emulated */
-  int32_t available;   /* this machine and OS can run it */
-  int32_t selected;    /* what a NULL pm_config.isa picks now */
-  const char* reason;  /* why it is not selected, "" if it is */
+  const char* name;   /* scalar, avx2, avx512bf16, amx_emulated */
+  int32_t available;  /* this machine and OS can run it */
+  int32_t selected;   /* what a NULL pm_config.isa picks now */
+  const char* reason; /* why it is not selected, "" if it is */
 } pm_isa_info;
 PM_API int32_t pm_isa_count(void);
 PM_API pm_status pm_isa_get(int32_t index, pm_isa_info* info); /* best first */
 
 typedef struct pm_kernel_info {
   size_t struct_size;
-  const char* name;   /* case_dtypes_dim_isa, such as decode_bf16_d128_avx512bf16 */
+  const char* name; /* case_dtypes_dim_isa, such as decode_bf16_d128_avx512bf16 */
   const char* isa;
-  int32_t head_dim;   /* 0 = any */
+  int32_t head_dim; /* 0 = any */
 } pm_kernel_info;
 PM_API int32_t pm_kernel_count(void);
 PM_API pm_status pm_kernel_get(int32_t index, pm_kernel_info* info);

@@ -150,13 +150,13 @@ inline void attention(const pm_config& config, const pm_batch& batch, const pm_a
   check(pm_attention(&config, &batch, &args, executor));
 }
 
-inline void merge(pm_dtype dtype, int64_t rows, int head_dim, const void* a, const float* lse_a, const void* b,
-                  const float* lse_b, void* out, float* out_lse) {
+inline void merge(pm_dtype dtype, int64_t rows, int head_dim, const void* a, const float* lse_a,
+                  const void* b, const float* lse_b, void* out, float* out_lse) {
   check(pm_merge(dtype, rows, head_dim, a, lse_a, b, lse_b, out, out_lse));
 }
 
-inline void convert(const pm_cache& src, const int32_t* src_pages, const pm_cache& dst, const int32_t* dst_pages,
-                    int64_t n) {
+inline void convert(const pm_cache& src, const int32_t* src_pages, const pm_cache& dst,
+                    const int32_t* dst_pages, int64_t n) {
   check(pm_convert(&src, src_pages, &dst, dst_pages, n));
 }
 
