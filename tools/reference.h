@@ -53,7 +53,7 @@ Row attend_row(const pm_config& config, const pm_batch& batch, const pm_args& ar
 void store(const pm_config& config, const pm_batch& batch, const pm_args& args);
 
 // |out - row.out| and |lse - row.lse| in units of the bound: at most 1 is right, NaN never is.
-//   out: eps_out |ref| + c sum p|v|, eps_out half an ulp of out_dtype, c = 2^-8 where q and the keys are bf16,
+//   out: eps_out |ref| + c sum p|v|, eps_out half an ulp of out_dtype, c = 2^-8 where q and keys are bf16,
 //        else 2^-16, times max_score / 32 where that is above 1
 //   lse: c as above (the error of a score shifts lse by as much) + 2^-22 |lse| (f32 logarithms in base 2)
 // Where nothing is visible both must be exact.
