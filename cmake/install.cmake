@@ -16,7 +16,8 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/pagemill-config-ver
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/pagemill-config-version.cmake DESTINATION ${package_dir})
 
 # Relative to where the file lies, so that the tree can be moved.
-file(RELATIVE_PATH PAGEMILL_PC_TO_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX BASE_DIRECTORY ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig
+           OUTPUT_VARIABLE PAGEMILL_PC_TO_PREFIX)
 configure_file(cmake/pagemill.pc.in ${CMAKE_CURRENT_BINARY_DIR}/pagemill.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/pagemill.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
