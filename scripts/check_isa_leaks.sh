@@ -6,7 +6,7 @@ objects=$(find "$1" -path '*/isa/*/*' -name '*.o')
 [ -n "$objects" ] || { echo "no objects of an ISA under $1" >&2; exit 1; }
 leaks=0
 for object in $objects; do
-  isa=$(basename "$(dirname "$object")" | tr -d _)
+  isa=$(basename "$(dirname "$object")" | sed 's/_/_\\?/')
   found=$(nm -C --defined-only "$object" | grep ' [WVu] ' | grep -v ' DW\.ref\.' | grep -iv "$isa" || :)
   [ -z "$found" ] && continue
   printf '%s: weak symbols that do not name their ISA:\n%s\n' "$object" "$found" >&2
