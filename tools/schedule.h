@@ -81,6 +81,7 @@ class Schedule {
 
   const Step& step() const { return step_; }
   Batch batch() const;  // of step(), by pointers that the next call of next() invalidates
+  const Trace& trace() const { return trace_; }
 
   int64_t finished() const { return finished_; }      // requests
   int64_t hit_tokens() const { return hit_tokens_; }  // of prompts, found in the cache
