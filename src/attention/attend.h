@@ -1,0 +1,251 @@
+// The algorithm, once: for one item and KV head, over blocks of keys: scores -> online softmax -> accumulate; then
+// normalise and store, or leave a partial result, which the last to finish merges in order.
+#pragma once
+
+#include "attention/merge.h"
+#include "attention/softmax.h"
+#include "attention/stage.h"
+#include "attention/step.h"
+#include "attention/store.h"
+
+namespace pagemill {
+
+template <class Isa, class Verbs, Mma kMma, int kD>
+class Attend {
+ public:
+  static void run(const Step& step, const Item& item, int32_t kv_head, const NextItem& next, std::byte* base,
+                  int32_t scratch_rows) {
+    Attend task(step, item, kv_head, base, scratch_rows);
+    if (item.stores && step.fuse) {
+      store_tokens<Isa>(step, task.seq_, kv_head, 0, task.seq_.q_len, task.scratch_.raw);
+    }
+    task.pack_queries();
+    task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, &next);
+    if (item.token_end - item.token_begin > 1 && !task.finite()) task.compute_each_token();
+    task.finish();
+  }
+
+ private:
+  static constexpr bool kBf16Weights = kMma == Mma::kBf16;
+  static constexpr int kRowBytes = kBf16Weights ? 2 : 4;
+  static constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+  Attend(const Step& step, const Item& item, int32_t kv_head, std::byte* base, int32_t scratch_rows)
+      : step_(step),
+        item_(item),
+        seq_(step.sequences[item.seq]),
+        kv_head_(kv_head),
+        dim_(kD ? kD : step.head_dim),
+        ldo_(padded_dim(dim_)),
+        rows_((item.token_end - item.token_begin) * step.group) {
+    scratch_layout(base, scratch_rows, dim_, step.batch_invariant, scratch_);
+  }
+
+  int32_t token_of(int row) const { return item_.token_begin + row / step_.group; }
+  int32_t head_of(int row) const { return kv_head_ * step_.group + row % step_.group; }
+
+  void pack_queries() {
+    const int64_t element = dtype_bytes(step_.dtype);
+    for (int r = 0; r < rows_; ++r) {
+      const int64_t at = (int64_t{seq_.query_begin} + token_of(r)) * step_.q.stride_token +
+                         head_of(r) * step_.q.stride_head;
+      convert_row<Isa>(step_.q.data + at * element, step_.dtype, scratch_.q + int64_t{r} * dim_ * kRowBytes,
+                       kBf16Weights ? PM_BF16 : PM_F32, dim_, 1.0f);
+    }
+  }
+
+  void clear(int row_begin, int row_end) {
+    for (int r = row_begin; r < row_end; ++r) {
+      scratch_.m[r] = kNone;
+      std::memset(scratch_.l + r * kGroupKeys, 0, kGroupKeys * sizeof(float));
+      std::memset(scratch_.o + int64_t{r} * ldo_, 0, static_cast<size_t>(ldo_) * sizeof(float));
+    }
+  }
+
+  // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
+  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, const NextItem* next) {
+    const int row_begin = (token_begin - item_.token_begin) * step_.group;
+    const int row_end = (token_end - item_.token_begin) * step_.group;
+    const Stager<Isa> stager(step_, seq_, kv_head_, scratch_);
+    clear(row_begin, row_end);
+    bool folded = false;
+    int32_t begin = key_begin;
+    while (begin < key_end) {
+      const int32_t block = begin / kBlockKeys * kBlockKeys;
+      const int32_t end = key_end - block < kBlockKeys ? key_end : block + kBlockKeys;
+      if (step_.batch_invariant && begin > key_begin && begin % kInvariantKeys == 0) {
+        fold_split(row_begin, row_end, !folded);
+        folded = true;
+      }
+      Block keys, ahead;
+      stager.load(block, begin, end, keys);
+      const bool prefetch = next && (end < key_end ? stager.ahead(end, key_end, ahead) : ahead_of(*next, ahead));
+      attend_block(block, begin, end, row_begin, row_end, keys, prefetch ? &ahead : nullptr);
+      begin = end;
+    }
+    if (folded) {
+      fold_split(row_begin, row_end, false);
+      take_folded(row_begin, row_end);
+    }
+  }
+
+  bool ahead_of(const NextItem& next, Block& out) const {
+    if (!next.item) return false;
+    const Stager<Isa> stager(step_, step_.sequences[next.item->seq], next.kv_head, scratch_);
+    return stager.ahead(next.item->key_begin, next.item->key_end, out);
+  }
+
+  void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end, const Block& keys,
+                    const Block* ahead) {
+    for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
+      const int rows = row_end - row < Isa::kTileRows ? row_end - row : Isa::kTileRows;
+      Range seen = visible_keys(seq_, step_.window, token_of(row), token_of(row + rows - 1) + 1);
+      if (seen.begin < begin) seen.begin = begin;
+      if (seen.end > end) seen.end = end;
+      if (seen.begin >= seen.end) continue;
+      const int first = (seen.begin - block) / kGroupKeys;
+      const int groups = (seen.end - block + kGroupKeys - 1) / kGroupKeys - first;
+      const bool prefetch = ahead && row == row_begin;
+
+      Verbs::template scores<kD>(scratch_.q + int64_t{row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes, rows,
+                                 keys.k + first, groups, dim_, scratch_.s, prefetch ? ahead->k + first : nullptr);
+      weigh(row, rows, block + first * kGroupKeys, begin, end, groups * kGroupKeys);
+      const std::byte* weights =
+          kBf16Weights ? reinterpret_cast<std::byte*>(scratch_.p) : reinterpret_cast<std::byte*>(scratch_.s);
+      Verbs::template accumulate<kD>(weights, rows, keys.v + first, groups, dim_, scratch_.o + int64_t{row} * ldo_,
+                                     prefetch ? ahead->v + first : nullptr);
+    }
+  }
+
+  // Scores to weights for a tile of rows whose column 0 is `key`.
+  void weigh(int row, int rows, int32_t key, int32_t begin, int32_t end, int columns) {
+    ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0,
+                             step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0)};
+    for (int r = 0; r < rows; ++r) {
+      const int32_t token = token_of(row + r);
+      Range seen = visible_keys(seq_, step_.window, token);
+      if (seen.begin < begin) seen.begin = begin;
+      if (seen.end > end) seen.end = end;
+      if (step_.alibi_slopes) {
+        transform.slope = step_.alibi_slopes[head_of(row + r)];
+        transform.first_distance = static_cast<float>(int64_t{seq_.first_position} + token - key);
+      }
+      const RowState state{scratch_.o + int64_t{row + r} * ldo_, scratch_.m + row + r,
+                           scratch_.l + (row + r) * kGroupKeys};
+      float* s = scratch_.s + r * kBlockKeys;
+      if constexpr (kBf16Weights) {
+        softmax_row<Isa, true>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state,
+                               scratch_.p + r * kBlockKeys);
+      } else {
+        softmax_row<Isa, false>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state, s);
+      }
+    }
+  }
+
+  float sum_l(int row) const {
+    float sum = 0;
+    for (int i = 0; i < kGroupKeys; i += Isa::kLanes) {
+      sum += Isa::reduce_add(Isa::load(scratch_.l + row * kGroupKeys + i));
+    }
+    return sum;
+  }
+
+  // Adds what the rows hold to what their earlier invariant splits gave, and clears them.
+  void fold_split(int row_begin, int row_end, bool first) {
+    for (int r = row_begin; r < row_end; ++r) {
+      float* acc = scratch_.acc + int64_t{r} * (ldo_ + 2);
+      if (first) {
+        std::memset(acc, 0, static_cast<size_t>(ldo_) * sizeof(float));
+        acc[ldo_] = kNone;
+        acc[ldo_ + 1] = 0;
+      }
+      fold<Isa>(dim_, acc, acc[ldo_], acc[ldo_ + 1], scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
+    }
+    clear(row_begin, row_end);
+  }
+
+  void take_folded(int row_begin, int row_end) {
+    for (int r = row_begin; r < row_end; ++r) {
+      const float* acc = scratch_.acc + int64_t{r} * (ldo_ + 2);
+      std::memcpy(scratch_.o + int64_t{r} * ldo_, acc, static_cast<size_t>(ldo_) * sizeof(float));
+      scratch_.m[r] = acc[ldo_];
+      scratch_.l[r * kGroupKeys] = acc[ldo_ + 1];
+    }
+  }
+
+  bool finite() const {
+    auto sum = Isa::zero();
+    for (int64_t i = 0; i < int64_t{rows_} * ldo_; i += Isa::kLanes) {
+      sum = Isa::fma(Isa::load(scratch_.o + i), Isa::zero(), sum);
+    }
+    return Isa::reduce_add(sum) == 0.0f;
+  }
+
+  // A value that is not finite has met the zero weight of a query that does not see it: with one token at a time
+  // the stage holds only what that token sees.
+  PM_NOINLINE void compute_each_token() {
+    for (int32_t token = item_.token_begin; token < item_.token_end; ++token) {
+      Range seen = visible_keys(seq_, step_.window, token);
+      if (seen.begin < item_.key_begin) seen.begin = item_.key_begin;
+      if (seen.end > item_.key_end) seen.end = item_.key_end;
+      compute(token, token + 1, seen.begin, seen.end, nullptr);
+    }
+  }
+
+  void finish() {
+    if (item_.merge < 0) {
+      for (int r = 0; r < rows_; ++r) emit(r, scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
+      return;
+    }
+    const Merge& merge = step_.merges[item_.merge];
+    const int64_t record = dim_ + 2;
+    float* partials = step_.partials + merge.partial_offset +
+                      int64_t{kv_head_} * merge.num_splits * merge.rows * record;
+    for (int r = 0; r < rows_; ++r) {
+      float* to = partials + (int64_t{item_.split} * rows_ + r) * record;
+      std::memcpy(to, scratch_.o + int64_t{r} * ldo_, static_cast<size_t>(dim_) * sizeof(float));
+      to[dim_] = scratch_.m[r];
+      to[dim_ + 1] = sum_l(r);
+    }
+    std::atomic<int32_t>& arrived = step_.arrivals[int64_t{item_.merge} * step_.num_kv_heads + kv_head_];
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < merge.num_splits) return;
+    for (int r = 0; r < rows_; ++r) {
+      float* o = scratch_.o;
+      float m = kNone, l = 0;
+      std::memset(o, 0, static_cast<size_t>(ldo_) * sizeof(float));
+      for (int split = 0; split < merge.num_splits; ++split) {
+        const float* from = partials + (int64_t{split} * rows_ + r) * record;
+        fold<Isa>(dim_, o, m, l, from, from[dim_], from[dim_ + 1]);
+      }
+      emit(r, o, m, l);
+    }
+  }
+
+  // Normalises a row with its sink and writes out and lse.
+  void emit(int row, const float* o, float m, float l) {
+    const int32_t head = head_of(row);
+    const int64_t token = int64_t{seq_.query_begin} + token_of(row);
+    std::byte* out = step_.out.data + (token * step_.out.stride_token + head * step_.out.stride_head) *
+                                          dtype_bytes(step_.out_dtype);
+    float lse = step_.sinks ? step_.sinks[head] : kNone;
+    if (m == kNone && l == 0.0f) {
+      std::memset(out, 0, static_cast<size_t>(dim_ * dtype_bytes(step_.out_dtype)));
+    } else {
+      const float sink = lse * kLog2e, top = sink > m ? sink : m, keep = std::exp2(m - top);
+      const float denominator = l * keep + std::exp2(sink - top);
+      convert_row<Isa>(reinterpret_cast<const std::byte*>(o), PM_F32, out, step_.out_dtype, dim_,
+                       step_.v_scale * keep / denominator);
+      lse = (top + std::log2(denominator)) * kLn2;
+    }
+    if (step_.lse) step_.lse[token * step_.lse_stride + head] = lse;
+  }
+
+  const Step& step_;
+  const Item& item_;
+  const Sequence& seq_;
+  const int32_t kv_head_;
+  const int dim_, ldo_, rows_;
+  Scratch scratch_;
+};
+
+}  // namespace pagemill

@@ -1,0 +1,165 @@
+// What the kernels of one run read: plain data, no ownership.
+#pragma once
+
+#include <pagemill/pagemill.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace pagemill {
+
+constexpr int kGroupKeys = 16;   // keys of one group of a compute layout, as in PM_TILES
+constexpr int kBlockKeys = 128;  // keys between two looks at the running maximum; blocks lie at multiples of it
+constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
+constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results end at multiples of it
+constexpr int kMaxHeadDim = 512;
+constexpr int kMaxGroup = 128;  // G
+
+constexpr int64_t dtype_bytes(pm_dtype dtype) { return dtype == PM_F32 ? 4 : 2; }
+
+struct Sequence {
+  int64_t page_bias;       // logical page p of the sequence is Step::pages[page_bias + p]
+  int32_t query_begin;     // row of its first query in q
+  int32_t q_len, kv_len;   // tokens
+  int32_t first_position;  // of its first query
+  bool causal;
+  bool fused;  // its new tokens are stored by the items that attend to them
+};
+
+// A tile of queries of one sequence against a range of its keys, once for every KV head.
+struct Item {
+  int32_t seq;
+  int32_t token_begin, token_end;  // queries of the sequence
+  int32_t key_begin, key_end;      // key_end > key_begin unless nothing is visible
+  int32_t merge;                   // index into Step::merges, or -1
+  int32_t split;                   // which of the merge's splits this is
+  bool stores;                     // stores the sequence's new tokens first
+};
+
+// The splits of one tile. Partial results are f32 records [K, num_splits, rows, D + 2]: O, m, l.
+struct Merge {
+  int64_t partial_offset;  // floats
+  int32_t num_splits, rows;
+};
+
+struct Tensor {
+  std::byte* data;
+  int64_t stride_token, stride_head;  // elements
+};
+
+struct CacheView {
+  std::byte* k;
+  std::byte* v;
+  int64_t k_page, k_token, k_head;  // strides in elements
+  int64_t v_page, v_token, v_head;
+  pm_dtype dtype;
+  pm_layout layout;  // PM_NO_CACHE: rows, one endless page that begins at the sequence's first token
+  int32_t page_size;
+};
+
+struct Window {
+  int64_t left, right;  // keys seen before and after the position; "no bound" is a number beyond any length
+};
+
+struct Step {
+  int32_t num_heads, num_kv_heads, group, head_dim;  // H, K, G, D
+  pm_dtype dtype, out_dtype;
+  Tensor q, k_new, v_new, out;
+  float* lse;
+  int64_t lse_stride;
+  CacheView cache;
+  Window window;
+  const Sequence* sequences;
+  const int32_t* pages;
+  const Merge* merges;
+  std::atomic<int32_t>* arrivals;  // [merges, K] finished splits
+  float* partials;
+  float scale;  // scale * q_scale * k_scale
+  float soft_cap, k_scale, v_scale;
+  const float* sinks;
+  const float* alibi_slopes;
+  bool batch_invariant;
+  bool fuse;  // items that can store their new tokens do so
+};
+
+struct Range {
+  int32_t begin, end;
+};
+
+// Keys that query `token` of the sequence sees: [begin, end), begin <= end.
+inline Range visible_keys(const Sequence& s, const Window& w, int32_t token) {
+  const int64_t position = int64_t{s.first_position} + token;
+  int64_t end = s.kv_len;
+  if (s.causal && position + 1 < end) end = position + 1;
+  if (position + w.right + 1 < end) end = position + w.right + 1;
+  if (end < 0) end = 0;
+  int64_t begin = position - w.left;
+  if (begin < 0) begin = 0;
+  if (begin > end) begin = end;
+  return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
+}
+
+// Keys that any of the queries [token_begin, token_end) sees.
+inline Range visible_keys(const Sequence& s, const Window& w, int32_t token_begin, int32_t token_end) {
+  return {visible_keys(s, w, token_begin).begin, visible_keys(s, w, token_end - 1).end};  // both rise with the token
+}
+
+// The memory that one task works in; carved by scratch_layout.
+struct Scratch {
+  std::byte* q;    // [rows, D] bf16 or f32
+  float* s;        // [kMaxTileRows, kBlockKeys] scores, then f32 weights
+  uint16_t* p;     // [kMaxTileRows, kBlockKeys] bf16 weights
+  float* o;        // [rows, D'] f32, D' = D rounded up to 16
+  float* m;        // [rows] log2 units
+  float* l;        // [rows, 16] partial sums
+  float* acc;      // [rows, D' + 2] what earlier invariant splits gave: O, m, l
+  std::byte* k;    // [kBlockKeys * D] staged keys
+  std::byte* v;    // [kBlockKeys * D] staged values
+  std::byte* raw;  // [16, D] f32: rows or a group on their way into a stage
+};
+
+constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block of keys
+constexpr int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Carves `base` (64-byte aligned; null to measure) for items of up to `rows` rows; returns the bytes used.
+inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invariant, Scratch& out) {
+  size_t used = 0;
+  const auto take = [&](size_t bytes) {
+    std::byte* p = base ? base + used : nullptr;
+    used += (bytes + 63) / 64 * 64;
+    return p;
+  };
+  const size_t d = static_cast<size_t>(padded_dim(head_dim)), n = static_cast<size_t>(rows);
+  out.q = take(n * d * 4);
+  out.s = reinterpret_cast<float*>(take(kMaxTileRows * kBlockKeys * 4));
+  out.p = reinterpret_cast<uint16_t*>(take(kMaxTileRows * kBlockKeys * 2));
+  out.o = reinterpret_cast<float*>(take(n * d * 4));
+  out.m = reinterpret_cast<float*>(take(n * 4));
+  out.l = reinterpret_cast<float*>(take(n * 16 * 4));
+  out.acc = reinterpret_cast<float*>(take(invariant ? n * (d + 2) * 4 : 0));
+  out.k = take(kBlockKeys * d * 4);
+  out.v = take(kBlockKeys * d * 4);
+  out.raw = take(16 * d * 4);
+  return used;
+}
+
+// Query tokens of one item: enough rows to pay for packing keys, few enough for the second-level cache.
+inline int tile_tokens(int group, int head_dim) {
+  const int rows = head_dim <= 128 ? 192 : head_dim <= 256 ? 128 : 96;
+  return rows > group ? rows / group : 1;
+}
+
+struct NextItem {
+  const Item* item;  // null at the end
+  int32_t kv_head;
+};
+
+// The kernels' signatures. `next` is what this task will work on afterwards, for prefetching.
+using AttendFn = void (*)(const Step&, const Item&, int32_t kv_head, const NextItem& next, std::byte* scratch,
+                          int32_t scratch_rows);
+// Stores queries [token_begin, token_end) of the sequence for one KV head.
+using StoreFn = void (*)(const Step&, const Sequence&, int32_t kv_head, int32_t token_begin, int32_t token_end,
+                         std::byte* raw);
+
+}  // namespace pagemill

@@ -1,0 +1,43 @@
+#include "dispatch/cpu.h"
+
+#if defined(PAGEMILL_X86)
+#include <cpuid.h>
+
+#include <cstdint>
+#endif
+
+namespace pagemill {
+namespace {
+
+#if defined(PAGEMILL_X86)
+uint64_t enabled_register_state() {  // XCR0: what the OS saves
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t{high} << 32 | low;
+}
+
+CpuFeatures detect() {
+  CpuFeatures f{};
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return f;
+  const bool fma_f16c = (c & bit_FMA) && (c & bit_F16C);
+  const uint64_t saved = enabled_register_state();
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  f.avx2_fma_f16c = fma_f16c && (b & bit_AVX2) && (saved & 0x6) == 0x6;
+  constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  f.avx512 = f.avx2_fma_f16c && (b & kAvx512) == kAvx512 && (saved & 0xe6) == 0xe6;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx512_bf16 = f.avx512 && (a & 1u << 5);
+  return f;
+}
+#else
+CpuFeatures detect() { return {}; }
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace pagemill

@@ -1,0 +1,120 @@
+#include "dispatch/select.h"
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "api/status.h"
+#include "dispatch/cpu.h"
+#include "dispatch/isa_entry.h"
+
+namespace pagemill {
+namespace {
+
+struct IsaTable {
+  const Isa scalar{"scalar", nullptr, nullptr, false, store_scalar};
+  const Isa amx_emulated{"amx_emulated", &scalar, nullptr, true, store_scalar};
+#if defined(PAGEMILL_X86)
+  const Isa avx2{"avx2", &scalar, cpu_features().avx2_fma_f16c ? nullptr : "needs AVX2, FMA and F16C", false,
+                 store_avx2};
+  const Isa avx512bf16{"avx512bf16", &avx2,
+                       cpu_features().avx512_bf16 ? nullptr
+                       : cpu_features().avx512    ? "needs AVX512_BF16"
+                                                  : "needs AVX-512 (F, BW, DQ, VL) and AVX512_BF16",
+                       false, store_avx512bf16};
+  const std::array<const Isa*, 4> all{&avx512bf16, &avx2, &scalar, &amx_emulated};
+#else
+  const std::array<const Isa*, 2> all{&scalar, &amx_emulated};
+#endif
+};
+
+const IsaTable& isas() {
+  static const IsaTable table;
+  return table;
+}
+
+const auto& kernels() {
+  static const auto table = std::to_array<Kernel>({
+#define PM_KERNEL(mma, dim, isa) \
+  {"attend_" #mma "_d" #dim "_" #isa, &isas().isa, kMma_##mma, dim, attend_##mma##_d##dim##_##isa},
+#include "dispatch/kernels.inc"
+#undef PM_KERNEL
+  });
+  return table;
+}
+
+bool includes(const Isa* isa, const Isa* wanted) {
+  for (; isa; isa = isa->includes) {
+    if (isa == wanted) return true;
+  }
+  return false;
+}
+
+const char* why_not(const Kernel& k, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
+  if (!includes(&isa, k.isa)) return "not part of the ISA";
+  if (k.mma == Mma::kBf16 && dtype != PM_BF16) return "q is not bf16";
+  if ((k.mma == Mma::kF32) == (kv_dtype == PM_BF16)) return "other dtype of keys and values";
+  if (k.head_dim && k.head_dim != head_dim) return "other head dim";
+  return nullptr;
+}
+
+bool logging() {
+  static const bool on = [] {
+    const char* value = std::getenv("PAGEMILL_LOG");
+    return value && std::strcmp(value, "dispatch") == 0;
+  }();
+  return on;
+}
+
+// Once for each change of kernel, so that a serving loop does not fill its log.
+void log_choice(const Kernel* chosen, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
+  static std::atomic<const Kernel*> last{nullptr};
+  if (last.exchange(chosen) == chosen) return;
+  for (const Kernel& k : kernels()) {
+    const char* reason = why_not(k, isa, dtype, kv_dtype, head_dim);
+    std::fprintf(stderr, "pagemill: dispatch: %s: %s\n", k.name, &k == chosen ? "chosen" : reason ? reason : "later");
+    if (&k == chosen) break;
+  }
+}
+
+}  // namespace
+
+int32_t isa_count() { return static_cast<int32_t>(isas().all.size()); }
+const Isa& isa_at(int32_t index) { return *isas().all[static_cast<size_t>(index)]; }
+int32_t kernel_count() { return static_cast<int32_t>(kernels().size()); }
+const Kernel& kernel_at(int32_t index) { return kernels()[static_cast<size_t>(index)]; }
+
+pm_status find_isa(const char* name, const Isa*& isa) {
+  const char* argument = "isa";
+  if (!name) {
+    name = std::getenv("PAGEMILL_ISA");
+    argument = "PAGEMILL_ISA";
+    if (name && !*name) name = nullptr;
+  }
+  for (const Isa* candidate : isas().all) {
+    if (name ? std::strcmp(name, candidate->name) != 0 : candidate->missing || candidate->by_name_only) continue;
+    if (candidate->missing) {
+      return fail(PM_UNSUPPORTED, "%s = %s: this machine cannot run it: %s", argument, name, candidate->missing);
+    }
+    isa = candidate;
+    return PM_OK;
+  }
+  std::string known;
+  for (const Isa* candidate : isas().all) known += std::string(known.empty() ? "" : ", ") + candidate->name;
+  return fail(PM_INVALID_ARGUMENT, "%s = %s: expected one of %s", argument, name, known.c_str());
+}
+
+pm_status select_kernel(const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim, Selection& out) {
+  for (const Kernel& k : kernels()) {
+    if (why_not(k, isa, dtype, kv_dtype, head_dim)) continue;
+    out = {&k, isa.store};
+    if (logging()) log_choice(&k, isa, dtype, kv_dtype, head_dim);
+    return PM_OK;
+  }
+  return fail(PM_UNSUPPORTED, "isa = %s: no kernel for head_dim = %d", isa.name, head_dim);
+}
+
+}  // namespace pagemill

@@ -1,0 +1,16 @@
+#include "isa/instantiate.h"
+#include "isa/avx2/vec.h"
+#include "isa/vector_mma.h"
+
+namespace pagemill {
+
+#define PM_ISA Avx2
+#define PM_VERBS(mma) VectorMma<PM_ISA, mma>
+#define PM_KERNEL_avx512bf16 PM_NO_KERNEL
+#define PM_KERNEL_avx2 PM_DEFINE_KERNEL
+#define PM_KERNEL_amx_emulated PM_NO_KERNEL
+#define PM_KERNEL_scalar PM_NO_KERNEL
+#include "dispatch/kernels.inc"
+PM_DEFINE_STORE(avx2)
+
+}  // namespace pagemill

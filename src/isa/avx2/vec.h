@@ -1,0 +1,125 @@
+// AVX2 with FMA and F16C: 8 lanes. bf16 is widened to f32 in registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <limits>
+
+#include "isa/mma_kind.h"
+
+namespace pagemill {
+
+struct Avx2 {
+  using F = __m256;
+  using B = __m256;  // no bf16 products
+  static constexpr int kLanes = 8;
+  static constexpr int kRows = 6, kGroups = 1, kVectors = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16
+  static constexpr int kTileRows = 24;
+  static constexpr bool kDots = false;
+
+  static PM_INLINE F zero() { return _mm256_setzero_ps(); }
+  static PM_INLINE F set1(float x) { return _mm256_set1_ps(x); }
+  static PM_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+  static PM_INLINE F load(const float* p, int /*lanes: D is a multiple of 8*/) { return _mm256_loadu_ps(p); }
+  static PM_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static PM_INLINE void store(float* p, F x, int) { _mm256_storeu_ps(p, x); }
+  static PM_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static PM_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static PM_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static PM_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static PM_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static PM_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+  static PM_INLINE F abs(F x) { return _mm256_andnot_ps(set1(-0.0f), x); }
+  static PM_INLINE F iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+  static PM_INLINE F where_less(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  // Lanes outside [begin, end) become -inf.
+  static PM_INLINE F keep(F x, int begin, int end) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(begin), lane),
+                                               _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
+    return _mm256_blendv_ps(set1(-std::numeric_limits<float>::infinity()), x, _mm256_castsi256_ps(inside));
+  }
+  static PM_INLINE float reduce_max(F x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+  }
+  static PM_INLINE float reduce_add(F x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+  }
+
+  // 2^x for x <= 8 or so; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction.
+  template <class Polynomial>
+  static PM_INLINE F exp2(F x, Polynomial p) {
+    const F low = set1(-126.0f), y = _mm256_max_ps(low, x);
+    const F whole = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+    const F result = _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(p(_mm256_sub_ps(y, whole))), power));
+    const F kept = _mm256_and_ps(result, _mm256_cmp_ps(x, low, _CMP_NLT_UQ));
+    return _mm256_blendv_ps(kept, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+
+  static PM_INLINE void widen_pairs(const std::byte* p, int, F& even, F& odd) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static PM_INLINE __m128i low_halves(__m256i x) {  // the low 16 bits of each lane
+    const __m256i y = _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_setzero_si256());
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(y, 0x08));
+  }
+  static PM_INLINE void widen_f16_pairs(const uint32_t* p, int, F& even, F& odd) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = _mm256_cvtph_ps(low_halves(x));
+    odd = _mm256_cvtph_ps(low_halves(_mm256_srli_epi32(x, 16)));
+  }
+
+  static PM_INLINE F load_bf16(const uint16_t* p, int) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+  }
+  static PM_INLINE F load_f16(const uint16_t* p, int) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // Round to nearest even, denormals kept, NaN stays NaN.
+  static PM_INLINE void store_bf16(uint16_t* p, F x, int) {
+    const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), low_halves(_mm256_blendv_epi8(rounded, quiet, nan)));
+  }
+  static PM_INLINE void store_f16(uint16_t* p, F x, int) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  // dst[i][t] = rows[t][i] for i < n: 16 rows of n 32-bit words, n a multiple of 4.
+  static PM_INLINE void transpose(const uint32_t* const* rows, int n, uint32_t* dst) {
+    for (int i = 0; i < n; i += 4) {
+      PM_UNROLL for (int half = 0; half < 16; half += 8) {
+        __m256 r[4];  // r[j]: words of row half + j, then of row half + j + 4
+        PM_UNROLL for (int j = 0; j < 4; ++j) {
+          const auto low = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j] + i));
+          const auto high = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j + 4] + i));
+          r[j] = _mm256_set_m128(high, low);
+        }
+        const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+        const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+        float* out = reinterpret_cast<float*>(dst + i * 16 + half);
+        _mm256_storeu_ps(out, _mm256_shuffle_ps(a, c, 0x44));
+        _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(a, c, 0xee));
+        _mm256_storeu_ps(out + 32, _mm256_shuffle_ps(b, d, 0x44));
+        _mm256_storeu_ps(out + 48, _mm256_shuffle_ps(b, d, 0xee));
+      }
+    }
+  }
+};
+
+}  // namespace pagemill

@@ -1,0 +1,81 @@
+// Plain C++, one lane: the reference ISA, and the only one of machines without kernels of their own.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "isa/float16.h"
+#include "isa/mma_kind.h"
+
+namespace pagemill {
+
+template <class Name>  // each unit that uses it names its own type, so that their code stays apart
+struct ScalarVec {
+  using F = float;
+  using B = float;  // no bf16 products
+  static constexpr int kLanes = 1;
+  static constexpr int kRows = 2, kGroups = 1, kVectors = 4;
+  static constexpr int kTileRows = 16;
+  static constexpr bool kDots = false;
+
+  static PM_INLINE F zero() { return 0; }
+  static PM_INLINE F set1(float x) { return x; }
+  static PM_INLINE F load(const float* p) { return *p; }
+  static PM_INLINE F load(const float* p, int) { return *p; }
+  static PM_INLINE void store(float* p, F x) { *p = x; }
+  static PM_INLINE void store(float* p, F x, int) { *p = x; }
+  static PM_INLINE F add(F a, F b) { return a + b; }
+  static PM_INLINE F sub(F a, F b) { return a - b; }
+  static PM_INLINE F mul(F a, F b) { return a * b; }
+  static PM_INLINE F div(F a, F b) { return a / b; }
+  static PM_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  static PM_INLINE F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
+  static PM_INLINE F abs(F x) { return std::fabs(x); }
+  static PM_INLINE F iota() { return 0; }
+  static PM_INLINE F where_less(F a, F b, F x, F y) { return a < b ? x : y; }
+  static PM_INLINE F keep(F x, int begin, int end) {
+    return begin <= 0 && end > 0 ? x : -std::numeric_limits<float>::infinity();
+  }
+  static PM_INLINE float reduce_max(F x) { return x; }
+  static PM_INLINE float reduce_add(F x) { return x; }
+
+  // 2^x; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction.
+  template <class Polynomial>
+  static PM_INLINE F exp2(F x, Polynomial p) {
+    if (x < -126.0f) return 0.0f;
+    if (!(x < 128.0f)) return x + std::numeric_limits<float>::infinity();
+    const auto whole = static_cast<int32_t>(x < 0 ? x - 0.5f : x + 0.5f);
+    const float y = p(x - static_cast<float>(whole));
+    int32_t bits;
+    std::memcpy(&bits, &y, 4);
+    bits += whole * (1 << 23);
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+  }
+
+  static PM_INLINE void widen_pairs(const std::byte* p, int, F& even, F& odd) {
+    uint16_t x[2];
+    std::memcpy(x, p, 4);
+    even = bf16_to_f32(x[0]);
+    odd = bf16_to_f32(x[1]);
+  }
+  static PM_INLINE void widen_f16_pairs(const uint32_t* p, int, F& even, F& odd) {
+    even = f16_to_f32(static_cast<uint16_t>(*p));
+    odd = f16_to_f32(static_cast<uint16_t>(*p >> 16));
+  }
+  static PM_INLINE F load_bf16(const uint16_t* p, int) { return bf16_to_f32(*p); }
+  static PM_INLINE F load_f16(const uint16_t* p, int) { return f16_to_f32(*p); }
+  static PM_INLINE void store_bf16(uint16_t* p, F x, int) { *p = f32_to_bf16(x); }
+  static PM_INLINE void store_f16(uint16_t* p, F x, int) { *p = f32_to_f16(x); }
+  static PM_INLINE void store_weights(uint16_t* p, F x) { *p = f32_to_bf16(x); }
+
+  static PM_INLINE void transpose(const uint32_t* const* rows, int n, uint32_t* dst) {
+    for (int i = 0; i < n; ++i) {
+      for (int t = 0; t < 16; ++t) dst[i * 16 + t] = rows[t][i];
+    }
+  }
+};
+
+}  // namespace pagemill

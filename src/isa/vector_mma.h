@@ -1,0 +1,182 @@
+// The two matrix verbs for vector ISAs: register blocks of R query rows by N vectors.
+//
+// Operands, per group of 16 keys, as PM_TILES stores them: K [D/r][16][r], V [16/r][D][r], with r = 2 for bf16 and
+// 1 for f32. A vector of 32-bit lanes therefore holds 16 (8, 1) keys of one r-tuple of dims, or 16 (8, 1) dims of
+// one r-tuple of keys, and no product needs a horizontal sum.
+//
+// Every output element is one chain of multiply-adds in ascending order of d or key, whatever R and N are: its bits
+// do not depend on the rows that share its block.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/step.h"
+#include "isa/mma_kind.h"
+
+namespace pagemill {
+
+// One term of a product: acc += b * a for every accumulator of a row, `a` being N vectors of K or V.
+template <class Isa, Mma kMma, int N>
+struct Operand {
+  using F = typename Isa::F;
+  using B = typename Isa::B;
+  F even[N];  // f32 products: the first (and for f32 the only) element of each lane
+  F odd[N];
+  B pair[N];  // bf16 products
+
+  PM_INLINE void load(int i, const std::byte* p, int lanes) {
+    if constexpr (kMma == Mma::kBf16) {
+      pair[i] = Isa::load_pairs(p, lanes);
+    } else if constexpr (kMma == Mma::kF32Bf16) {
+      Isa::widen_pairs(p, lanes, even[i], odd[i]);
+    } else {
+      even[i] = Isa::load(reinterpret_cast<const float*>(p), lanes);
+    }
+  }
+
+  // b: the row's r-tuple, in the row's own dtype.
+  PM_INLINE void fma(F* acc, const std::byte* b) const {
+    if constexpr (kMma == Mma::kBf16) {
+      const B x = Isa::broadcast_pair(b);
+      PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::dot(acc[i], x, pair[i]);
+    } else {
+      const float* f = reinterpret_cast<const float*>(b);
+      const F x = Isa::set1(f[0]);
+      PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::fma(x, even[i], acc[i]);
+      if constexpr (kMma == Mma::kF32Bf16) {
+        const F y = Isa::set1(f[1]);
+        PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::fma(y, odd[i], acc[i]);
+      }
+    }
+  }
+};
+
+template <class Isa, Mma kMma>
+struct VectorMma {
+  using F = typename Isa::F;
+  static constexpr int kPack = kMma == Mma::kF32 ? 1 : 2;                    // r
+  static constexpr int kRowBytes = kMma == Mma::kBf16 ? 2 : 4;               // one element of q or p
+  static constexpr int kStep = kPack * kRowBytes;                            // bytes of one term of a row
+  static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;             // vectors of one group of keys
+  static constexpr int kLaneBytes = 4;
+
+  // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
+  template <int kD>
+  static PM_INLINE void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups,
+                               int head_dim, float* s, const std::byte* const* prefetch) {
+    const int dim = kD ? kD : head_dim;
+    int done = 0;
+    for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r_const)::value;
+      int g = 0;
+      const std::byte* q_rows = q + done * ldq;
+      float* s_rows = s + done * kBlockKeys;
+      const bool ahead = prefetch && done == 0;
+      while (g < groups) {
+        const int n = groups - g;
+        if (n >= Isa::kGroups) {
+          scores_block<R, Isa::kGroups>(q_rows, ldq, k + g, dim, s_rows + g * kGroupKeys,
+                                        ahead ? prefetch + g : nullptr);
+          g += Isa::kGroups;
+        } else {
+          scores_block<R, 1>(q_rows, ldq, k + g, dim, s_rows + g * kGroupKeys, ahead ? prefetch + g : nullptr);
+          g += 1;
+        }
+      }
+      done += R;
+    });
+  }
+
+  template <int R, int kGroupsAtOnce>
+  static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int dim, float* s,
+                                       const std::byte* const* prefetch) {
+    constexpr int N = kGroupsAtOnce * kGroupVectors;
+    F acc[R][N];
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
+    const int terms = dim / kPack;
+    const auto term = [&](int d) PM_INLINE_LAMBDA {
+      Operand<Isa, kMma, N> a;
+      PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) PM_UNROLL for (int i = 0; i < kGroupVectors; ++i) {
+        a.load(g * kGroupVectors + i, k[g] + d * (kGroupKeys * kLaneBytes) + i * Isa::kLanes * kLaneBytes,
+               Isa::kLanes);
+      }
+      PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], q + r * ldq + d * kStep);
+    };
+    if (prefetch) {
+      for (int d = 0; d < terms; ++d) {
+        PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) prefetch_line(prefetch[g], d * 64);
+        term(d);
+      }
+    } else {
+      for (int d = 0; d < terms; ++d) term(d);
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      Isa::store(s + r * kBlockKeys + i * Isa::kLanes, acc[r][i]);
+    }
+  }
+
+  // o[r] += sum over keys of p[r][16 g + t] v_{g,t}. p: [rows, kBlockKeys]; o: [rows, padded_dim].
+  template <int kD>
+  static PM_INLINE void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups, int head_dim,
+                                   float* o, const std::byte* const* prefetch) {
+    const int dim = kD ? kD : head_dim, ldo = padded_dim(dim);
+    constexpr int kMost = Isa::kVectors;
+    const int vectors = (dim + Isa::kLanes - 1) / Isa::kLanes;
+    int done = 0;
+    for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r_const)::value;
+      const std::byte* p_rows = p + done * (kBlockKeys * kRowBytes);
+      const std::byte* const* ahead = done == 0 ? prefetch : nullptr;
+      int begin = 0;
+      for_blocks<kMost>(vectors, [&](auto n_const) PM_INLINE_LAMBDA {
+        constexpr int N = decltype(n_const)::value;
+        const int left = dim - begin * Isa::kLanes, full = N * Isa::kLanes;
+        float* o_rows = o + done * ldo + begin * Isa::kLanes;
+        const int offset = begin * Isa::kLanes * kLaneBytes;
+        if (left >= full) {
+          accumulate_block<R, N, false>(p_rows, v, groups, dim, offset, Isa::kLanes, o_rows, ldo, ahead);
+        } else {
+          accumulate_block<R, N, true>(p_rows, v, groups, dim, offset, left - (full - Isa::kLanes), o_rows, ldo,
+                                       ahead);
+        }
+        begin += N;
+      });
+      done += R;
+    });
+  }
+
+  template <int R, int N, bool kPartial>
+  static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups, int dim,
+                                           int offset, int last_lanes, float* o, int ldo,
+                                           const std::byte* const* prefetch) {
+    F acc[R][N];
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      acc[r][i] = Isa::load(o + r * ldo + i * Isa::kLanes, Isa::kLanes);
+    }
+    constexpr int kTerms = kGroupKeys / kPack;
+    const int64_t row = int64_t{dim} * kLaneBytes;
+    for (int g = 0; g < groups; ++g) {
+      const std::byte* v_rows = v[g] + offset;
+      const std::byte* ahead = prefetch ? prefetch[g] + offset : nullptr;
+      const std::byte* p_group = p + g * (kGroupKeys * kRowBytes);
+      for (int t = 0; t < kTerms; ++t) {
+        Operand<Isa, kMma, N> a;
+        PM_UNROLL for (int i = 0; i < N; ++i) {
+          const int lanes = kPartial && i == N - 1 ? last_lanes : Isa::kLanes;
+          a.load(i, v_rows + t * row + i * Isa::kLanes * kLaneBytes, lanes);
+        }
+        if (ahead) {
+          PM_UNROLL for (int i = 0; i < N; i += 16 / Isa::kLanes) {
+            prefetch_line(ahead + t * row, i * Isa::kLanes * kLaneBytes);
+          }
+        }
+        PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
+      }
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      Isa::store(o + r * ldo + i * Isa::kLanes, acc[r][i]);
+    }
+  }
+};
+
+}  // namespace pagemill
