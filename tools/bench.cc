@@ -59,6 +59,7 @@ std::vector<Sample> measure(const BenchSpec& spec, const BenchLength& length, Be
 template <class Value>
 double median(const std::vector<Sample>& samples, Value value) {
   std::vector<double> values;
+  values.reserve(samples.size());
   for (const Sample& sample : samples) values.push_back(value(sample));
   const auto middle = values.begin() + values.size() / 2;
   std::ranges::nth_element(values, middle);

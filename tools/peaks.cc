@@ -1,10 +1,9 @@
 #include "peaks.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <tuple>
 #include <utility>
