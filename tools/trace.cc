@@ -58,6 +58,14 @@ std::optional<double> parse_date(const std::string& text) {
   return 86400.0 * days.time_since_epoch().count() + 3600.0 * hour + 60.0 * minute + second;
 }
 
+// Three names.
+bool is_header(const std::vector<std::string>& fields) {
+  const auto named = [](const std::string& field) {
+    return !field.empty() && std::isalpha(static_cast<unsigned char>(field[0]));
+  };
+  return fields.size() == 3 && std::ranges::all_of(fields, named);
+}
+
 class Reader {
  public:
   explicit Reader(const std::string& path) : trace_{path, {}} {}
@@ -92,8 +100,10 @@ class Reader {
       fields.push_back(text.substr(begin, end - begin));
       begin = end + 1;
     }
-    const bool header = fields.size() == 3 && std::isalpha(static_cast<unsigned char>(text[0]));
-    if (header && trace_.requests.empty() && !std::exchange(header_seen_, true)) return;
+    if (trace_.requests.empty() && !header_seen_ && is_header(fields)) {
+      header_seen_ = true;
+      return;
+    }
     if (fields.size() == 3) {
       auto arrival = parse_number<double>(fields[0]);
       if (!arrival) arrival = parse_date(fields[0]);
