@@ -72,46 +72,48 @@ struct VectorMma {
       const std::byte* q_rows = q + done * ldq;
       float* s_rows = s + done * kBlockKeys;
       const bool ahead = prefetch && done == 0;
-      while (g < groups) {
-        const int n = groups - g;
-        if (n >= Isa::kGroups) {
-          scores_block<R, Isa::kGroups>(q_rows, ldq, k + g, dim, s_rows + g * kGroupKeys,
-                                        ahead ? prefetch + g : nullptr);
-          g += Isa::kGroups;
+      const auto block = [&](auto n_const) PM_INLINE_LAMBDA {
+        constexpr int kAtOnce = decltype(n_const)::value;
+        float* to = s_rows + g * kGroupKeys;
+        if (ahead) {
+          scores_block<kD, R, kAtOnce, true>(q_rows, ldq, k + g, dim, to, prefetch + g);
         } else {
-          scores_block<R, 1>(q_rows, ldq, k + g, dim, s_rows + g * kGroupKeys, ahead ? prefetch + g : nullptr);
-          g += 1;
+          scores_block<kD, R, kAtOnce, false>(q_rows, ldq, k + g, dim, to, nullptr);
         }
-      }
+        g += kAtOnce;
+      };
+      while (groups - g >= Isa::kGroups) block(std::integral_constant<int, Isa::kGroups>{});
+      while (Isa::kGroups > 1 && g < groups) block(std::integral_constant<int, 1>{});
       done += R;
     });
   }
 
-  template <int R, int kGroupsAtOnce>
-  static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int dim, float* s,
-                                       const std::byte* const* prefetch) {
+  template <int kD, int R, int kGroupsAtOnce, bool kPrefetch>
+  static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
+                                       float* s, const std::byte* const* prefetch) {
+    const int dim = kD ? kD : head_dim;
     constexpr int N = kGroupsAtOnce * kGroupVectors;
-    F acc[R][N];
-    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
-    const int terms = dim / kPack;
-    const auto term = [&](int d) PM_INLINE_LAMBDA {
-      Operand<Isa, kMma, N> a;
-      PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) PM_UNROLL for (int i = 0; i < kGroupVectors; ++i) {
-        a.load(g * kGroupVectors + i, k[g] + d * (kGroupKeys * kLaneBytes) + i * Isa::kLanes * kLaneBytes,
-               Isa::kLanes);
+    // f32 sums restart every 64 dims: one chain over 512 would lose digits that the f32 bound counts on.
+    const int terms = dim / kPack, chunk = kMma == Mma::kBf16 ? terms : 64 / kPack;
+    for (int begin = 0; begin < terms; begin += chunk) {
+      const int end = terms - begin < chunk ? terms : begin + chunk;
+      F acc[R][N];
+      PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
+      for (int d = begin; d < end; ++d) {
+        if constexpr (kPrefetch) {
+          PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) prefetch_line(prefetch[g], d * 64);
+        }
+        Operand<Isa, kMma, N> a;
+        PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) PM_UNROLL for (int i = 0; i < kGroupVectors; ++i) {
+          a.load(g * kGroupVectors + i, k[g] + d * (kGroupKeys * kLaneBytes) + i * Isa::kLanes * kLaneBytes,
+                 Isa::kLanes);
+        }
+        PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], q + r * ldq + d * kStep);
       }
-      PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], q + r * ldq + d * kStep);
-    };
-    if (prefetch) {
-      for (int d = 0; d < terms; ++d) {
-        PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) prefetch_line(prefetch[g], d * 64);
-        term(d);
+      PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+        float* to = s + r * kBlockKeys + i * Isa::kLanes;
+        Isa::store(to, begin == 0 ? acc[r][i] : Isa::add(Isa::load(to), acc[r][i]));
       }
-    } else {
-      for (int d = 0; d < terms; ++d) term(d);
-    }
-    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
-      Isa::store(s + r * kBlockKeys + i * Isa::kLanes, acc[r][i]);
     }
   }
 
@@ -133,11 +135,18 @@ struct VectorMma {
         const int left = dim - begin * Isa::kLanes, full = N * Isa::kLanes;
         float* o_rows = o + done * ldo + begin * Isa::kLanes;
         const int offset = begin * Isa::kLanes * kLaneBytes;
+        const auto block = [&](auto partial, int last_lanes) PM_INLINE_LAMBDA {
+          constexpr bool kPartial = decltype(partial)::value;
+          if (ahead) {
+            accumulate_block<kD, R, N, kPartial, true>(p_rows, v, groups, dim, offset, last_lanes, o_rows, ldo, ahead);
+          } else {
+            accumulate_block<kD, R, N, kPartial, false>(p_rows, v, groups, dim, offset, last_lanes, o_rows, ldo, ahead);
+          }
+        };
         if (left >= full) {
-          accumulate_block<R, N, false>(p_rows, v, groups, dim, offset, Isa::kLanes, o_rows, ldo, ahead);
+          block(std::false_type{}, Isa::kLanes);
         } else {
-          accumulate_block<R, N, true>(p_rows, v, groups, dim, offset, left - (full - Isa::kLanes), o_rows, ldo,
-                                       ahead);
+          block(std::true_type{}, left - (full - Isa::kLanes));
         }
         begin += N;
       });
@@ -145,10 +154,11 @@ struct VectorMma {
     });
   }
 
-  template <int R, int N, bool kPartial>
-  static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups, int dim,
+  template <int kD, int R, int N, bool kPartial, bool kPrefetch>
+  static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups, int head_dim,
                                            int offset, int last_lanes, float* o, int ldo,
                                            const std::byte* const* prefetch) {
+    const int dim = kD ? kD : head_dim;
     F acc[R][N];
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
       acc[r][i] = Isa::load(o + r * ldo + i * Isa::kLanes, Isa::kLanes);
@@ -157,7 +167,6 @@ struct VectorMma {
     const int64_t row = int64_t{dim} * kLaneBytes;
     for (int g = 0; g < groups; ++g) {
       const std::byte* v_rows = v[g] + offset;
-      const std::byte* ahead = prefetch ? prefetch[g] + offset : nullptr;
       const std::byte* p_group = p + g * (kGroupKeys * kRowBytes);
       for (int t = 0; t < kTerms; ++t) {
         Operand<Isa, kMma, N> a;
@@ -165,9 +174,9 @@ struct VectorMma {
           const int lanes = kPartial && i == N - 1 ? last_lanes : Isa::kLanes;
           a.load(i, v_rows + t * row + i * Isa::kLanes * kLaneBytes, lanes);
         }
-        if (ahead) {
+        if constexpr (kPrefetch) {
           PM_UNROLL for (int i = 0; i < N; i += 16 / Isa::kLanes) {
-            prefetch_line(ahead + t * row, i * Isa::kLanes * kLaneBytes);
+            prefetch_line(prefetch[g] + offset + t * row, i * Isa::kLanes * kLaneBytes);
           }
         }
         PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
