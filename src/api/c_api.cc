@@ -17,13 +17,14 @@ pm_status read_executor(const pm_executor* in, pm_executor& out, const pm_execut
   if (!in) return PM_OK;
   out = PM_EXECUTOR_INIT;
   PM_TRY(read_versioned(in, "executor", out));
-  if (!out.parallel_for) return fail(PM_INVALID_ARGUMENT, "executor.parallel_for = NULL: expected a function");
+  if (!out.parallel_for)
+    return fail(PM_INVALID_ARGUMENT, "executor.parallel_for = NULL: expected a function");
   used = &out;
   return PM_OK;
 }
 
-pm_status run(const pm_plan* plan, const pm_args* args, void* workspace, size_t bytes, const pm_executor* executor,
-              Parts parts) {
+pm_status run(const pm_plan* plan, const pm_args* args, void* workspace, size_t bytes,
+              const pm_executor* executor, Parts parts) {
   if (!plan) return fail(PM_INVALID_ARGUMENT, "plan = NULL: expected a plan");
   Step step;
   pm_executor read;
@@ -35,9 +36,17 @@ pm_status run(const pm_plan* plan, const pm_args* args, void* workspace, size_t 
 }
 
 CacheView view_of(const pm_cache& c) {
-  return {static_cast<std::byte*>(c.k), static_cast<std::byte*>(c.v), c.k_stride_page,  c.k_stride_token,
-          c.k_stride_head,              c.v_stride_page,              c.v_stride_token, c.v_stride_head,
-          c.dtype,                      c.layout,                     c.page_size};
+  return {static_cast<std::byte*>(c.k),
+          static_cast<std::byte*>(c.v),
+          c.k_stride_page,
+          c.k_stride_token,
+          c.k_stride_head,
+          c.v_stride_page,
+          c.v_stride_token,
+          c.v_stride_head,
+          c.dtype,
+          c.layout,
+          c.page_size};
 }
 
 pm_status expect_same(const char* name, int32_t src, int32_t dst) {
@@ -47,8 +56,8 @@ pm_status expect_same(const char* name, int32_t src, int32_t dst) {
 
 pm_status expect_pages(const char* name, const int32_t* pages, int64_t n, int64_t num_pages) {
   if (!pages && n > num_pages) {
-    return fail(PM_INVALID_ARGUMENT, "n = %lld: expected at most the %lld pages of %s", static_cast<long long>(n),
-                static_cast<long long>(num_pages), name);
+    return fail(PM_INVALID_ARGUMENT, "n = %lld: expected at most the %lld pages of %s",
+                static_cast<long long>(n), static_cast<long long>(num_pages), name);
   }
   for (int64_t i = 0; pages && i < n; ++i) {
     if (pages[i] < 0 || pages[i] >= num_pages) {
@@ -76,7 +85,9 @@ pm_status pm_plan_create(pm_plan** plan) {
   return *plan ? PM_OK : fail(PM_OUT_OF_MEMORY, "plan: no memory");
 }
 
-void pm_plan_destroy(pm_plan* plan) { delete plan; }
+void pm_plan_destroy(pm_plan* plan) {
+  delete plan;
+}
 
 pm_status pm_plan_build(pm_plan* plan, const pm_config* config, const pm_batch* batch) {
   if (!plan) return fail(PM_INVALID_ARGUMENT, "plan = NULL: expected a plan");
@@ -121,8 +132,8 @@ pm_status pm_attend(const pm_plan* plan, const pm_args* args, void* workspace, s
   return run(plan, args, workspace, workspace_bytes, executor, Parts::kAttend);
 }
 
-pm_status pm_run_part(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes, int32_t phase,
-                      int32_t part, int32_t parts) {
+pm_status pm_run_part(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes,
+                      int32_t phase, int32_t part, int32_t parts) {
   if (!plan) return fail(PM_INVALID_ARGUMENT, "plan = NULL: expected a plan");
   Step step;
   PM_TRY(validate_args(plan->current, args, Parts::kBoth, step));
@@ -132,7 +143,8 @@ pm_status pm_run_part(const pm_plan* plan, const pm_args* args, void* workspace,
     return fail(PM_INVALID_ARGUMENT, "parts = %d: expected 1 to the plan's %d threads", parts,
                 plan->current.config.threads);
   }
-  if (part < 0 || part >= parts) return fail(PM_INVALID_ARGUMENT, "part = %d: expected 0 to %d", part, parts - 1);
+  if (part < 0 || part >= parts)
+    return fail(PM_INVALID_ARGUMENT, "part = %d: expected 0 to %d", part, parts - 1);
   run_phase(plan->current, step, static_cast<std::byte*>(workspace), phase, part, parts);
   return PM_OK;
 }
@@ -152,10 +164,11 @@ pm_status pm_attention(const pm_config* config, const pm_batch* batch, const pm_
   return pm_run(plan.get(), args, workspace.get(), bytes, executor);
 }
 
-pm_status pm_merge(pm_dtype dtype, int64_t rows, int32_t head_dim, const void* a, const float* lse_a, const void* b,
-                   const float* lse_b, void* out, float* out_lse) {
+pm_status pm_merge(pm_dtype dtype, int64_t rows, int32_t head_dim, const void* a, const float* lse_a,
+                   const void* b, const float* lse_b, void* out, float* out_lse) {
   PM_TRY(expect_dtype(dtype, "dtype"));
-  if (rows < 0) return fail(PM_INVALID_ARGUMENT, "rows = %lld: expected at least 0", static_cast<long long>(rows));
+  if (rows < 0)
+    return fail(PM_INVALID_ARGUMENT, "rows = %lld: expected at least 0", static_cast<long long>(rows));
   if (head_dim < 1) return fail(PM_INVALID_ARGUMENT, "head_dim = %d: expected at least 1", head_dim);
   if (rows == 0) return PM_OK;
   PM_TRY(expect_pointer(a, "a", dtype_bytes(dtype)));
@@ -174,8 +187,8 @@ pm_status pm_merge(pm_dtype dtype, int64_t rows, int32_t head_dim, const void* a
   return PM_OK;
 }
 
-pm_status pm_convert(const pm_cache* src, const int32_t* src_pages, const pm_cache* dst, const int32_t* dst_pages,
-                     int64_t n) {
+pm_status pm_convert(const pm_cache* src, const int32_t* src_pages, const pm_cache* dst,
+                     const int32_t* dst_pages, int64_t n) {
   pm_cache from, to;
   PM_TRY(validate_cache(src, "src", from));
   PM_TRY(validate_cache(dst, "dst", to));
@@ -197,7 +210,8 @@ pm_status pm_convert(const pm_cache* src, const int32_t* src_pages, const pm_cac
 
 pm_status pm_pool_create(int32_t threads, pm_pool** pool) {
   if (!pool) return fail(PM_INVALID_ARGUMENT, "pool = NULL: expected where to put the pool");
-  if (threads < 0 || threads > 4096) return fail(PM_INVALID_ARGUMENT, "threads = %d: expected 0 to 4096", threads);
+  if (threads < 0 || threads > 4096)
+    return fail(PM_INVALID_ARGUMENT, "threads = %d: expected 0 to 4096", threads);
   try {
     *pool = new pm_pool{Pool(threads ? threads : pm_default_threads())};
   } catch (const std::exception& error) {
@@ -206,14 +220,18 @@ pm_status pm_pool_create(int32_t threads, pm_pool** pool) {
   return PM_OK;
 }
 
-void pm_pool_destroy(pm_pool* pool) { delete pool; }
+void pm_pool_destroy(pm_pool* pool) {
+  delete pool;
+}
 
 pm_status pm_pool_executor(pm_pool* pool, pm_executor* executor) {
   if (!pool) return fail(PM_INVALID_ARGUMENT, "pool = NULL: expected a pool");
   return write_versioned(pool->pool.executor(), "executor", executor);
 }
 
-int32_t pm_isa_count(void) { return isa_count(); }
+int32_t pm_isa_count(void) {
+  return isa_count();
+}
 
 pm_status pm_isa_get(int32_t index, pm_isa_info* info) {
   if (index < 0 || index >= isa_count()) {
@@ -226,11 +244,16 @@ pm_status pm_isa_get(int32_t index, pm_isa_info* info) {
   out.name = isa.name;
   out.available = isa.missing == nullptr;
   out.selected = &isa == selected;
-  out.reason = out.selected ? "" : isa.missing ? isa.missing : isa.by_name_only ? "for tests: only by name" : "another is preferred";
+  out.reason = out.selected       ? ""
+               : isa.missing      ? isa.missing
+               : isa.by_name_only ? "for tests: only by name"
+                                  : "another is preferred";
   return write_versioned(out, "info", info);
 }
 
-int32_t pm_kernel_count(void) { return kernel_count(); }
+int32_t pm_kernel_count(void) {
+  return kernel_count();
+}
 
 pm_status pm_kernel_get(int32_t index, pm_kernel_info* info) {
   if (index < 0 || index >= kernel_count()) {

@@ -18,7 +18,9 @@ pm_status fail(pm_status status, const char* format, ...) {
 
 }  // namespace pagemill
 
-const char* pm_last_error(void) { return pagemill::last_error; }
+const char* pm_last_error(void) {
+  return pagemill::last_error;
+}
 
 const char* pm_status_name(pm_status status) {
   switch (status) {

@@ -14,20 +14,20 @@ struct Extent {
 };
 
 // Fills in default strides of a [tokens, heads, dim] tensor and checks pointer and strides.
-pm_status expect_tensor(const Extent& e, pm_dtype dtype, const void* data, int64_t stride_token, int64_t stride_head,
-                        Tensor& out) {
+pm_status expect_tensor(const Extent& e, pm_dtype dtype, const void* data, int64_t stride_token,
+                        int64_t stride_head, Tensor& out) {
   if (stride_token == 0) stride_token = e.heads * e.dim;
   if (stride_head == 0) stride_head = e.dim;
   out = {static_cast<std::byte*>(const_cast<void*>(data)), stride_token, stride_head};
   if (e.tokens == 0) return PM_OK;
   PM_TRY(expect_pointer(data, e.name, dtype_bytes(dtype)));
   if (e.tokens > 1 && stride_token < e.dim) {
-    return fail(PM_INVALID_ARGUMENT, "%s_stride_token = %" PRId64 ": expected at least head_dim = %" PRId64, e.name,
-                stride_token, e.dim);
+    return fail(PM_INVALID_ARGUMENT, "%s_stride_token = %" PRId64 ": expected at least head_dim = %" PRId64,
+                e.name, stride_token, e.dim);
   }
   if (e.heads > 1 && stride_head < e.dim) {
-    return fail(PM_INVALID_ARGUMENT, "%s_stride_head = %" PRId64 ": expected at least head_dim = %" PRId64, e.name,
-                stride_head, e.dim);
+    return fail(PM_INVALID_ARGUMENT, "%s_stride_head = %" PRId64 ": expected at least head_dim = %" PRId64,
+                e.name, stride_head, e.dim);
   }
   return PM_OK;
 }
@@ -39,16 +39,20 @@ pm_status expect_no_self_overlap(const Extent& e, const Tensor& t) {
   const int64_t inner = tokens_outside ? t.stride_head : t.stride_token;
   const int64_t count = tokens_outside ? e.heads : e.tokens;
   if (outer >= inner * (count - 1) + e.dim) return PM_OK;
-  return fail(PM_INVALID_ARGUMENT, "%s_stride_token = %" PRId64 ", %s_stride_head = %" PRId64 ": expected rows that do not overlap",
+  return fail(PM_INVALID_ARGUMENT,
+              "%s_stride_token = %" PRId64 ", %s_stride_head = %" PRId64
+              ": expected rows that do not overlap",
               e.name, t.stride_token, e.name, t.stride_head);
 }
 
 pm_status expect_scalars(const pm_args& a) {
   if (!std::isfinite(a.scale)) {
-    return fail(PM_INVALID_ARGUMENT, "scale = %g: expected a finite number (0 = 1 / sqrt(head_dim))", double{a.scale});
+    return fail(PM_INVALID_ARGUMENT, "scale = %g: expected a finite number (0 = 1 / sqrt(head_dim))",
+                double{a.scale});
   }
   if (!(a.soft_cap >= 0) || !std::isfinite(a.soft_cap)) {
-    return fail(PM_INVALID_ARGUMENT, "soft_cap = %g: expected a positive number, or 0 for none", double{a.soft_cap});
+    return fail(PM_INVALID_ARGUMENT, "soft_cap = %g: expected a positive number, or 0 for none",
+                double{a.soft_cap});
   }
   const struct {
     const char* name;
@@ -62,14 +66,17 @@ pm_status expect_scalars(const pm_args& a) {
   return PM_OK;
 }
 
-pm_status expect_cache_stride(const char* name, int64_t stride, int64_t count, int64_t least, int64_t multiple) {
+pm_status expect_cache_stride(const char* name, int64_t stride, int64_t count, int64_t least,
+                              int64_t multiple) {
   if (count < 2) return PM_OK;
   if (stride < least) {
-    return fail(PM_INVALID_ARGUMENT, "%s = %" PRId64 ": expected at least %" PRId64 " elements", name, stride, least);
+    return fail(PM_INVALID_ARGUMENT, "%s = %" PRId64 ": expected at least %" PRId64 " elements", name, stride,
+                least);
   }
   if (stride % multiple != 0) {
-    return fail(PM_INVALID_ARGUMENT, "%s = %" PRId64 ": expected a multiple of %" PRId64 " elements (64 bytes)", name,
-                stride, multiple);
+    return fail(PM_INVALID_ARGUMENT,
+                "%s = %" PRId64 ": expected a multiple of %" PRId64 " elements (64 bytes)", name, stride,
+                multiple);
   }
   return PM_OK;
 }
@@ -79,7 +86,8 @@ pm_status expect_cache_stride(const char* name, int64_t stride, int64_t count, i
 pm_status expect_pointer(const void* pointer, const char* name, int64_t alignment) {
   if (!pointer) return fail(PM_INVALID_ARGUMENT, "%s = NULL: expected an array", name);
   if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) != 0) {
-    return fail(PM_INVALID_ARGUMENT, "%s = %p: expected alignment to %" PRId64 " bytes", name, pointer, alignment);
+    return fail(PM_INVALID_ARGUMENT, "%s = %p: expected alignment to %" PRId64 " bytes", name, pointer,
+                alignment);
   }
   return PM_OK;
 }
@@ -113,8 +121,17 @@ pm_status expect_cache(const PlanData& plan, const pm_args& a, const Tensor& k_n
                        CacheView& out) {
   const pm_config& c = plan.config;
   if (c.layout == PM_NO_CACHE) {
-    out = {k_new.data, v_new.data,         0,           k_new.stride_token, k_new.stride_head, 0, v_new.stride_token,
-           v_new.stride_head, c.dtype, PM_NO_CACHE, 1};
+    out = {k_new.data,
+           v_new.data,
+           0,
+           k_new.stride_token,
+           k_new.stride_head,
+           0,
+           v_new.stride_token,
+           v_new.stride_head,
+           c.dtype,
+           PM_NO_CACHE,
+           1};
     return PM_OK;
   }
   out = {static_cast<std::byte*>(a.k_cache),
@@ -140,8 +157,8 @@ pm_status expect_output(const PlanData& plan, const pm_args& a, Step& step) {
   step.lse = a.lse;
   if (a.lse) PM_TRY(expect_pointer(a.lse, "lse", 4));
   if (a.lse && plan.num_queries > 1 && step.lse_stride < c.num_heads) {
-    return fail(PM_INVALID_ARGUMENT, "lse_stride_token = %" PRId64 ": expected at least num_heads = %d", step.lse_stride,
-                c.num_heads);
+    return fail(PM_INVALID_ARGUMENT, "lse_stride_token = %" PRId64 ": expected at least num_heads = %d",
+                step.lse_stride, c.num_heads);
   }
   return PM_OK;
 }
@@ -170,7 +187,8 @@ pm_status validate_args(const PlanData& plan, const pm_args* in, Parts parts, St
                          a.v_new_stride_head, step.v_new));
   }
   if (parts != Parts::kStore) {
-    PM_TRY(expect_tensor({"q", n, c.num_heads, c.head_dim}, c.dtype, a.q, a.q_stride_token, a.q_stride_head, step.q));
+    PM_TRY(expect_tensor({"q", n, c.num_heads, c.head_dim}, c.dtype, a.q, a.q_stride_token, a.q_stride_head,
+                         step.q));
     PM_TRY(expect_output(plan, a, step));
     if (a.sinks) PM_TRY(expect_pointer(a.sinks, "sinks", 4));
     if (a.alibi_slopes) PM_TRY(expect_pointer(a.alibi_slopes, "alibi_slopes", 4));
@@ -178,7 +196,8 @@ pm_status validate_args(const PlanData& plan, const pm_args* in, Parts parts, St
   PM_TRY(expect_cache(plan, a, step.k_new, step.v_new, step.cache));
   PM_TRY(expect_scalars(a));
 
-  step.scale = (a.scale == 0 ? 1.0f / std::sqrt(static_cast<float>(c.head_dim)) : a.scale) * a.q_scale * a.k_scale;
+  step.scale =
+      (a.scale == 0 ? 1.0f / std::sqrt(static_cast<float>(c.head_dim)) : a.scale) * a.q_scale * a.k_scale;
   step.soft_cap = a.soft_cap;
   step.k_scale = a.k_scale;
   step.v_scale = a.v_scale;

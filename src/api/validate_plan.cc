@@ -18,20 +18,24 @@ pm_status expect_window(int32_t value, const char* name) {
 }
 
 pm_status validate_heads(const pm_config& c) {
-  if (c.num_kv_heads < 1) return fail(PM_INVALID_ARGUMENT, "num_kv_heads = %d: expected at least 1", c.num_kv_heads);
+  if (c.num_kv_heads < 1)
+    return fail(PM_INVALID_ARGUMENT, "num_kv_heads = %d: expected at least 1", c.num_kv_heads);
   if (c.num_heads < 1 || c.num_heads % c.num_kv_heads != 0) {
-    return fail(PM_INVALID_ARGUMENT, "num_heads = %d: expected a positive multiple of num_kv_heads = %d", c.num_heads,
-                c.num_kv_heads);
+    return fail(PM_INVALID_ARGUMENT, "num_heads = %d: expected a positive multiple of num_kv_heads = %d",
+                c.num_heads, c.num_kv_heads);
   }
   if (c.num_heads / c.num_kv_heads > kMaxGroup) {
-    return fail(PM_UNSUPPORTED, "num_heads = %d: expected at most %d query heads per KV head (num_kv_heads = %d)",
+    return fail(PM_UNSUPPORTED,
+                "num_heads = %d: expected at most %d query heads per KV head (num_kv_heads = %d)",
                 c.num_heads, kMaxGroup, c.num_kv_heads);
   }
   if (c.head_dim < 1) return fail(PM_INVALID_ARGUMENT, "head_dim = %d: expected at least 16", c.head_dim);
   if (c.head_dim < 16 || c.head_dim > kMaxHeadDim || c.head_dim % 8 != 0) {
-    return fail(PM_UNSUPPORTED, "head_dim = %d: expected a multiple of 8 from 16 to %d", c.head_dim, kMaxHeadDim);
+    return fail(PM_UNSUPPORTED, "head_dim = %d: expected a multiple of 8 from 16 to %d", c.head_dim,
+                kMaxHeadDim);
   }
-  if (c.v_head_dim < 0) return fail(PM_INVALID_ARGUMENT, "v_head_dim = %d: expected at least 0", c.v_head_dim);
+  if (c.v_head_dim < 0)
+    return fail(PM_INVALID_ARGUMENT, "v_head_dim = %d: expected at least 0", c.v_head_dim);
   if (c.v_head_dim != 0 && c.v_head_dim != c.head_dim) {
     return fail(PM_UNSUPPORTED, "v_head_dim = %d: expected head_dim = %d", c.v_head_dim, c.head_dim);
   }
@@ -40,7 +44,8 @@ pm_status validate_heads(const pm_config& c) {
 
 pm_status validate_pages(const pm_config& c) {
   if (c.layout != PM_TILES && c.layout != PM_ROWS && c.layout != PM_NO_CACHE) {
-    return fail(PM_INVALID_ARGUMENT, "layout = %d: expected PM_TILES, PM_ROWS or PM_NO_CACHE", static_cast<int>(c.layout));
+    return fail(PM_INVALID_ARGUMENT, "layout = %d: expected PM_TILES, PM_ROWS or PM_NO_CACHE",
+                static_cast<int>(c.layout));
   }
   if (c.layout == PM_NO_CACHE) return PM_OK;
   PM_TRY(expect_dtype(c.cache_dtype, "cache_dtype"));
@@ -58,26 +63,27 @@ pm_status validate_pages(const pm_config& c) {
 pm_status validate_lengths(const pm_config& config, const pm_batch& b, int32_t seq) {
   const int32_t start = b.query_start[seq], next = b.query_start[seq + 1];
   if (next < start) {
-    return fail(PM_INVALID_ARGUMENT, "query_start[%d] = %d: expected at least query_start[%d] = %d", seq + 1, next, seq,
-                start);
+    return fail(PM_INVALID_ARGUMENT, "query_start[%d] = %d: expected at least query_start[%d] = %d", seq + 1,
+                next, seq, start);
   }
   const bool causal = b.causal ? b.causal[seq] != 0 : config.causal != 0;
   if (b.causal && b.causal[seq] > 1) {
     return fail(PM_INVALID_ARGUMENT, "causal[%d] = %d: expected 0 or 1", seq, b.causal[seq]);
   }
   if (b.first_position && b.first_position[seq] < 0) {
-    return fail(PM_INVALID_ARGUMENT, "first_position[%d] = %d: expected at least 0", seq, b.first_position[seq]);
+    return fail(PM_INVALID_ARGUMENT, "first_position[%d] = %d: expected at least 0", seq,
+                b.first_position[seq]);
   }
   if (!b.kv_len) return PM_OK;
   const int32_t q_len = next - start, kv_len = b.kv_len[seq];
   if (kv_len < 0) return fail(PM_INVALID_ARGUMENT, "kv_len[%d] = %d: expected at least 0", seq, kv_len);
   if (config.layout == PM_NO_CACHE && kv_len != q_len) {
-    return fail(PM_INVALID_ARGUMENT, "kv_len[%d] = %d: expected q_len[%d] = %d (layout PM_NO_CACHE)", seq, kv_len, seq,
-                q_len);
+    return fail(PM_INVALID_ARGUMENT, "kv_len[%d] = %d: expected q_len[%d] = %d (layout PM_NO_CACHE)", seq,
+                kv_len, seq, q_len);
   }
   if (kv_len < q_len && (causal || config.write_cache)) {
-    return fail(PM_INVALID_ARGUMENT, "kv_len[%d] = %d: expected at least q_len[%d] = %d (%s)", seq, kv_len, seq, q_len,
-                config.write_cache ? "the plan writes the cache" : "the sequence is causal");
+    return fail(PM_INVALID_ARGUMENT, "kv_len[%d] = %d: expected at least q_len[%d] = %d (%s)", seq, kv_len,
+                seq, q_len, config.write_cache ? "the plan writes the cache" : "the sequence is causal");
   }
   return PM_OK;
 }
@@ -87,12 +93,13 @@ pm_status validate_table(const pm_batch& b) {
     return fail(PM_INVALID_ARGUMENT, "pages_per_seq = %d: expected at least 0", b.pages_per_seq);
   }
   if (b.page_table_stride < b.pages_per_seq) {
-    return fail(PM_INVALID_ARGUMENT, "page_table_stride = %" PRId64 ": expected at least pages_per_seq = %d, or 0",
+    return fail(PM_INVALID_ARGUMENT,
+                "page_table_stride = %" PRId64 ": expected at least pages_per_seq = %d, or 0",
                 b.page_table_stride, b.pages_per_seq);
   }
   if (b.page_table_rows < 0 || (!b.row_index && b.page_table_rows < b.num_seqs)) {
-    return fail(PM_INVALID_ARGUMENT, "page_table_rows = %d: expected at least num_seqs = %d, or 0", b.page_table_rows,
-                b.num_seqs);
+    return fail(PM_INVALID_ARGUMENT, "page_table_rows = %d: expected at least num_seqs = %d, or 0",
+                b.page_table_rows, b.num_seqs);
   }
   for (int32_t seq = 0; b.row_index && seq < b.num_seqs; ++seq) {
     if (b.row_index[seq] < 0 || b.row_index[seq] >= b.page_table_rows) {
@@ -107,7 +114,8 @@ pm_status validate_table(const pm_batch& b) {
 
 pm_status expect_dtype(pm_dtype dtype, const char* name) {
   if (dtype == PM_F32 || dtype == PM_BF16 || dtype == PM_F16) return PM_OK;
-  return fail(PM_INVALID_ARGUMENT, "%s = %d: expected PM_F32, PM_BF16 or PM_F16", name, static_cast<int>(dtype));
+  return fail(PM_INVALID_ARGUMENT, "%s = %d: expected PM_F32, PM_BF16 or PM_F16", name,
+              static_cast<int>(dtype));
 }
 
 pm_status validate_config(const pm_config* in, pm_config& out) {
@@ -116,8 +124,8 @@ pm_status validate_config(const pm_config* in, pm_config& out) {
   PM_TRY(validate_heads(out));
   PM_TRY(expect_dtype(out.dtype, "dtype"));
   if (out.out_dtype != out.dtype && out.out_dtype != PM_F32) {
-    return fail(PM_INVALID_ARGUMENT, "out_dtype = %d: expected dtype = %d or PM_F32", static_cast<int>(out.out_dtype),
-                static_cast<int>(out.dtype));
+    return fail(PM_INVALID_ARGUMENT, "out_dtype = %d: expected dtype = %d or PM_F32",
+                static_cast<int>(out.out_dtype), static_cast<int>(out.dtype));
   }
   PM_TRY(validate_pages(out));
   PM_TRY(expect_flag(out.causal, "causal"));
@@ -152,8 +160,8 @@ pm_status validate_batch(const pm_config& config, const pm_batch* in, pm_batch& 
   for (int32_t seq = 0; seq < out.num_seqs; ++seq) PM_TRY(validate_lengths(config, out, seq));
   const int32_t last = out.query_start[out.num_seqs];
   if (last > out.num_tokens) {
-    return fail(PM_INVALID_ARGUMENT, "query_start[%d] = %d: expected at most num_tokens = %" PRId64, out.num_seqs, last,
-                out.num_tokens);
+    return fail(PM_INVALID_ARGUMENT, "query_start[%d] = %d: expected at most num_tokens = %" PRId64,
+                out.num_seqs, last, out.num_tokens);
   }
   if (config.layout == PM_NO_CACHE) return PM_OK;
   if (out.page_table_stride == 0) out.page_table_stride = out.pages_per_seq;

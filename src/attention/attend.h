@@ -1,5 +1,5 @@
-// The algorithm, once: for one item and KV head, over blocks of keys: scores -> online softmax -> accumulate; then
-// normalise and store, or leave a partial result, which the last to finish merges in order.
+// The algorithm, once: for one item and KV head, over blocks of keys: scores -> online softmax -> accumulate;
+// then normalise and store, or leave a partial result, which the last to finish merges in order.
 #pragma once
 
 #include "attention/merge.h"
@@ -47,8 +47,8 @@ class Attend {
   void pack_queries() {
     const int64_t element = dtype_bytes(step_.dtype);
     for (int r = 0; r < rows_; ++r) {
-      const int64_t at = (int64_t{seq_.query_begin} + token_of(r)) * step_.q.stride_token +
-                         head_of(r) * step_.q.stride_head;
+      const int64_t at =
+          (int64_t{seq_.query_begin} + token_of(r)) * step_.q.stride_token + head_of(r) * step_.q.stride_head;
       convert_row<Isa>(step_.q.data + at * element, step_.dtype, scratch_.q + int64_t{r} * dim_ * kRowBytes,
                        kBf16Weights ? PM_BF16 : PM_F32, dim_, 1.0f);
     }
@@ -63,7 +63,8 @@ class Attend {
   }
 
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
-  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, const NextItem* next) {
+  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end,
+               const NextItem* next) {
     const int row_begin = (token_begin - item_.token_begin) * step_.group;
     const int row_end = (token_end - item_.token_begin) * step_.group;
     const Stager<Isa> stager(step_, seq_, kv_head_, scratch_);
@@ -79,7 +80,8 @@ class Attend {
       }
       Block keys, ahead;
       stager.load(block, begin, end, keys);
-      const bool prefetch = next && (end < key_end ? stager.ahead(end, key_end, ahead) : ahead_of(*next, ahead));
+      const bool prefetch =
+          next && (end < key_end ? stager.ahead(end, key_end, ahead) : ahead_of(*next, ahead));
       attend_block(block, begin, end, row_begin, row_end, keys, prefetch ? &ahead : nullptr);
       begin = end;
     }
@@ -107,13 +109,14 @@ class Attend {
       const int groups = (seen.end - block + kGroupKeys - 1) / kGroupKeys - first;
       const bool prefetch = ahead && row == row_begin;
 
-      Verbs::template scores<kD>(scratch_.q + int64_t{row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes, rows,
-                                 keys.k + first, groups, dim_, scratch_.s, prefetch ? ahead->k + first : nullptr);
+      Verbs::template scores<kD>(scratch_.q + int64_t{row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
+                                 rows, keys.k + first, groups, dim_, scratch_.s,
+                                 prefetch ? ahead->k + first : nullptr);
       weigh(row, rows, block + first * kGroupKeys, begin, end, groups * kGroupKeys);
       const std::byte* weights =
           kBf16Weights ? reinterpret_cast<std::byte*>(scratch_.p) : reinterpret_cast<std::byte*>(scratch_.s);
-      Verbs::template accumulate<kD>(weights, rows, keys.v + first, groups, dim_, scratch_.o + int64_t{row} * ldo_,
-                                     prefetch ? ahead->v + first : nullptr);
+      Verbs::template accumulate<kD>(weights, rows, keys.v + first, groups, dim_,
+                                     scratch_.o + int64_t{row} * ldo_, prefetch ? ahead->v + first : nullptr);
     }
   }
 
@@ -181,8 +184,8 @@ class Attend {
     return Isa::reduce_add(sum) == 0.0f;
   }
 
-  // A value that is not finite has met the zero weight of a query that does not see it: with one token at a time
-  // the stage holds only what that token sees.
+  // A value that is not finite has met the zero weight of a query that does not see it: with one token at a
+  // time the stage holds only what that token sees.
   PM_NOINLINE void compute_each_token() {
     for (int32_t token = item_.token_begin; token < item_.token_end; ++token) {
       Range seen = visible_keys(seq_, step_.window, token);
@@ -199,8 +202,8 @@ class Attend {
     }
     const Merge& merge = step_.merges[item_.merge];
     const int64_t record = dim_ + 2;
-    float* partials = step_.partials + merge.partial_offset +
-                      int64_t{kv_head_} * merge.num_splits * merge.rows * record;
+    float* partials =
+        step_.partials + merge.partial_offset + int64_t{kv_head_} * merge.num_splits * merge.rows * record;
     for (int r = 0; r < rows_; ++r) {
       float* to = partials + (int64_t{item_.split} * rows_ + r) * record;
       std::memcpy(to, scratch_.o + int64_t{r} * ldo_, static_cast<size_t>(dim_) * sizeof(float));

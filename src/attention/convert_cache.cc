@@ -25,7 +25,10 @@ void store_element(std::byte* p, pm_dtype dtype, float x) {
 // Elements from the start of a (page, head) to dim d of a slot.
 struct Places {
   explicit Places(const CacheView& c, int32_t head_dim)
-      : tiles(c.layout == PM_TILES), dim(head_dim), pack(static_cast<int32_t>(4 / dtype_bytes(c.dtype))), cache(c) {}
+      : tiles(c.layout == PM_TILES),
+        dim(head_dim),
+        pack(static_cast<int32_t>(4 / dtype_bytes(c.dtype))),
+        cache(c) {}
 
   int64_t k(int32_t slot, int32_t d) const {
     if (!tiles) return slot * cache.k_token + d;
@@ -65,8 +68,8 @@ void convert_page(const CacheView& src, int32_t from, const CacheView& dst, int3
   }
 }
 
-float merge_row(pm_dtype dtype, int32_t head_dim, const std::byte* a, float lse_a, const std::byte* b, float lse_b,
-                std::byte* out) {
+float merge_row(pm_dtype dtype, int32_t head_dim, const std::byte* a, float lse_a, const std::byte* b,
+                float lse_b, std::byte* out) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   const bool empty = lse_a == kNone && lse_b == kNone;
   const float m = lse_a > lse_b ? lse_a : lse_b;

@@ -10,7 +10,7 @@ void convert_page(const CacheView& src, int32_t from, const CacheView& dst, int3
                   int32_t head_dim);
 
 // As pm_merge, for one row.
-float merge_row(pm_dtype dtype, int32_t head_dim, const std::byte* a, float lse_a, const std::byte* b, float lse_b,
-                std::byte* out);
+float merge_row(pm_dtype dtype, int32_t head_dim, const std::byte* a, float lse_a, const std::byte* b,
+                float lse_b, std::byte* out);
 
 }  // namespace pagemill

@@ -35,8 +35,8 @@ enum class Scaling { kMultiply, kDivide };
 
 // dst[i] = src[i] times or divided by scale, rounded, for n elements.
 template <class Isa, Scaling kScaling = Scaling::kMultiply>
-PM_NOINLINE void convert_row(const std::byte* src, pm_dtype src_dtype, std::byte* dst, pm_dtype dst_dtype, int n,
-                             float scale) {
+PM_NOINLINE void convert_row(const std::byte* src, pm_dtype src_dtype, std::byte* dst, pm_dtype dst_dtype,
+                             int n, float scale) {
   if (src_dtype == dst_dtype && scale == 1.0f) {
     std::memcpy(dst, src, static_cast<size_t>(n * dtype_bytes(src_dtype)));
     return;
@@ -63,7 +63,8 @@ PM_INLINE void pack_keys(const std::byte* const* rows, int head_dim, int64_t ele
 template <class Isa>
 PM_NOINLINE void pack_values(const std::byte* const* rows, int head_dim, int64_t element, std::byte* dst) {
   if (element == 4) {
-    for (int t = 0; t < kGroupKeys; ++t) std::memcpy(dst + t * head_dim * 4, rows[t], static_cast<size_t>(head_dim) * 4);
+    for (int t = 0; t < kGroupKeys; ++t)
+      std::memcpy(dst + t * head_dim * 4, rows[t], static_cast<size_t>(head_dim) * 4);
     return;
   }
   for (int t = 0; t < kGroupKeys; t += 2) {

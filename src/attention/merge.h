@@ -6,7 +6,6 @@
 
 #include "isa/mma_kind.h"
 
-
 namespace pagemill {
 
 constexpr float kLog2e = 1.44269504088896341f;
@@ -14,7 +13,8 @@ constexpr float kLn2 = 0.69314718055994531f;
 
 // state <- state + part, as in FlashAttention's split-KV merge. An empty side leaves the other's bits alone.
 template <class Isa>
-PM_NOINLINE void fold(int dim, float* o, float& m, float& l, const float* part_o, float part_m, float part_l) {
+PM_NOINLINE void fold(int dim, float* o, float& m, float& l, const float* part_o, float part_m,
+                      float part_l) {
   constexpr float kEmpty = -std::numeric_limits<float>::infinity();
   if (part_m == kEmpty) return;
   const float top = m > part_m ? m : part_m;

@@ -47,8 +47,8 @@ PM_INLINE typename Isa::F tanh(typename Isa::F x) {
   return Isa::where_less(a, Isa::set1(0.625f), small, signed_large);
 }
 
-// The maximum is only raised, and what was summed only rescaled, when it grows by more than this (log2 units):
-// weights stay below 2^8, where f32 sums and bf16 weights lose nothing.
+// The maximum is only raised, and what was summed only rescaled, when it grows by more than this (log2
+// units): weights stay below 2^8, where f32 sums and bf16 weights lose nothing.
 constexpr float kRaise = 8.0f;
 
 struct RowState {
@@ -59,11 +59,11 @@ struct RowState {
 
 // What a row's scores pass through before the mask, in the order of pagemill.h.
 struct ScoreTransform {
-  float scale;       // of the raw product
-  float soft_cap;    // 0 = none
-  float slope;       // of ALiBi, 0 = none
+  float scale;           // of the raw product
+  float soft_cap;        // 0 = none
+  float slope;           // of ALiBi, 0 = none
   float first_distance;  // position - key of column 0
-  bool needed;       // false: weights are exp2(scale * log2(e) * s - m), with no pass of their own
+  bool needed;           // false: weights are exp2(scale * log2(e) * s - m), with no pass of their own
 };
 
 template <class Isa>
@@ -90,11 +90,12 @@ PM_INLINE void mask_scores(float* s, int columns, int begin, int end) {
   }
 }
 
-// s: [columns] raw scores of a row, columns a multiple of 16; visible columns [begin, end). Leaves the weights in
-// `weights` (bf16 if kBf16Weights, else f32, where weights may be s) and brings the row's state up to date but for O += weights V.
+// s: [columns] raw scores of a row, columns a multiple of 16; visible columns [begin, end). Leaves the
+// weights in `weights` (bf16 if kBf16Weights, else f32, where weights may be s) and brings the row's state up
+// to date but for O += weights V.
 template <class Isa, bool kBf16Weights, class Weight>
-PM_INLINE void softmax_row(float* s, int columns, int begin, int end, const ScoreTransform& transform, int dim,
-                           const RowState& state, Weight* weights) {
+PM_INLINE void softmax_row(float* s, int columns, int begin, int end, const ScoreTransform& transform,
+                           int dim, const RowState& state, Weight* weights) {
   using F = typename Isa::F;
   float scale = transform.scale * kLog2e;
   if (transform.needed) {
@@ -109,8 +110,10 @@ PM_INLINE void softmax_row(float* s, int columns, int begin, int end, const Scor
   if (!(highest <= *state.m + kRaise)) {  // a NaN is raised too, and stays
     const F keep = Isa::set1(std::exp2(*state.m - highest));
     *state.m = highest;
-    for (int i = 0; i < kGroupKeys; i += Isa::kLanes) Isa::store(state.l + i, Isa::mul(Isa::load(state.l + i), keep));
-    for (int d = 0; d < dim; d += Isa::kLanes) Isa::store(state.o + d, Isa::mul(Isa::load(state.o + d), keep));
+    for (int i = 0; i < kGroupKeys; i += Isa::kLanes)
+      Isa::store(state.l + i, Isa::mul(Isa::load(state.l + i), keep));
+    for (int d = 0; d < dim; d += Isa::kLanes)
+      Isa::store(state.o + d, Isa::mul(Isa::load(state.o + d), keep));
   }
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   const F minus_m = Isa::set1(*state.m == kNone ? 0.0f : -*state.m), factor = Isa::set1(scale);

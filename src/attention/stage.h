@@ -1,5 +1,5 @@
-// A block of keys and values as the matrix verbs read it: pointers straight into the cache where a whole group of
-// 16 visible keys lies there in the computing dtype, packed into scratch otherwise.
+// A block of keys and values as the matrix verbs read it: pointers straight into the cache where a whole
+// group of 16 visible keys lies there in the computing dtype, packed into scratch otherwise.
 #pragma once
 
 #include "attention/convert_row.h"
@@ -34,8 +34,8 @@ PM_INLINE KeyPlace place_of(const Step& step, const Sequence& seq, int32_t kv_he
 
 // Copies a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no product.
 template <class Isa>
-PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t element, int begin, int end, std::byte* k,
-                              std::byte* v) {
+PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t element, int begin, int end,
+                              std::byte* k, std::byte* v) {
   const int pack = static_cast<int>(4 / element), words = head_dim / pack;
   uint32_t mask[kGroupKeys];
   for (int t = 0; t < kGroupKeys; ++t) mask[t] = t >= begin && t < end ? ~0u : 0u;
@@ -88,8 +88,8 @@ class Stager {
     }
   }
 
-  // Where the groups of the block that begins with key `begin` lie, for prefetching; false where there is nothing to
-  // gain. Groups outside [begin, end) repeat a neighbour.
+  // Where the groups of the block that begins with key `begin` lie, for prefetching; false where there is
+  // nothing to gain. Groups outside [begin, end) repeat a neighbour.
   PM_INLINE bool ahead(int32_t begin, int32_t end, Block& out) const {
     if (step_.cache.layout != PM_TILES || step_.cache.dtype == PM_F16 || begin >= end) return false;
     const int32_t block = begin / kBlockKeys * kBlockKeys;

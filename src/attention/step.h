@@ -9,14 +9,17 @@
 
 namespace pagemill {
 
-constexpr int kGroupKeys = 16;   // keys of one group of a compute layout, as in PM_TILES
-constexpr int kBlockKeys = 128;  // keys between two looks at the running maximum; blocks lie at multiples of it
+constexpr int kGroupKeys = 16;  // keys of one group of a compute layout, as in PM_TILES
+constexpr int kBlockKeys =
+    128;  // keys between two looks at the running maximum; blocks lie at multiples of it
 constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
 constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results end at multiples of it
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 128;  // G
 
-constexpr int64_t dtype_bytes(pm_dtype dtype) { return dtype == PM_F32 ? 4 : 2; }
+constexpr int64_t dtype_bytes(pm_dtype dtype) {
+  return dtype == PM_F32 ? 4 : 2;
+}
 
 struct Sequence {
   int64_t page_bias;       // logical page p of the sequence is Step::pages[page_bias + p]
@@ -102,7 +105,8 @@ inline Range visible_keys(const Sequence& s, const Window& w, int32_t token) {
 
 // Keys that any of the queries [token_begin, token_end) sees.
 inline Range visible_keys(const Sequence& s, const Window& w, int32_t token_begin, int32_t token_end) {
-  return {visible_keys(s, w, token_begin).begin, visible_keys(s, w, token_end - 1).end};  // both rise with the token
+  return {visible_keys(s, w, token_begin).begin,
+          visible_keys(s, w, token_end - 1).end};  // both rise with the token
 }
 
 // The memory that one task works in; carved by scratch_layout.
@@ -120,7 +124,9 @@ struct Scratch {
 };
 
 constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block of keys
-constexpr int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+constexpr int padded_dim(int head_dim) {
+  return (head_dim + 15) / 16 * 16;
+}
 
 // Carves `base` (64-byte aligned; null to measure) for items of up to `rows` rows; returns the bytes used.
 inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invariant, Scratch& out) {
@@ -159,7 +165,7 @@ struct NextItem {
 using AttendFn = void (*)(const Step&, const Item&, int32_t kv_head, const NextItem& next, std::byte* scratch,
                           int32_t scratch_rows);
 // Stores queries [token_begin, token_end) of the sequence for one KV head.
-using StoreFn = void (*)(const Step&, const Sequence&, int32_t kv_head, int32_t token_begin, int32_t token_end,
-                         std::byte* raw);
+using StoreFn = void (*)(const Step&, const Sequence&, int32_t kv_head, int32_t token_begin,
+                         int32_t token_end, std::byte* raw);
 
 }  // namespace pagemill

@@ -32,10 +32,12 @@ class TokenStore {
     for (int i = 0; i < n; ++i) k[i * kGroupKeys + slot] = words[i];
     convert(step_.v_new, token, step_.v_scale, raw_);
     if (element() == 4) {
-      std::memcpy(const_cast<std::byte*>(group.v) + int64_t{slot} * dim * 4, raw_, static_cast<size_t>(dim) * 4);
+      std::memcpy(const_cast<std::byte*>(group.v) + int64_t{slot} * dim * 4, raw_,
+                  static_cast<size_t>(dim) * 4);
       return;
     }
-    auto* v = reinterpret_cast<uint16_t*>(const_cast<std::byte*>(group.v)) + int64_t{slot / 2} * dim * 2 + slot % 2;
+    auto* v =
+        reinterpret_cast<uint16_t*>(const_cast<std::byte*>(group.v)) + int64_t{slot / 2} * dim * 2 + slot % 2;
     const auto* halves = reinterpret_cast<const uint16_t*>(raw_);
     for (int d = 0; d < dim; ++d) v[2 * d] = halves[d];
   }
@@ -61,7 +63,8 @@ class TokenStore {
     return from.data + at * dtype_bytes(step_.dtype);
   }
   void convert(const Tensor& from, int32_t token, float scale, std::byte* to) const {
-    convert_row<Isa, Scaling::kDivide>(source(from, token), step_.dtype, to, step_.cache.dtype, step_.head_dim, scale);
+    convert_row<Isa, Scaling::kDivide>(source(from, token), step_.dtype, to, step_.cache.dtype,
+                                       step_.head_dim, scale);
   }
   void convert_rows(const Tensor& from, int32_t token, float scale, const std::byte** rows) const {
     for (int t = 0; t < kGroupKeys; ++t) {
@@ -78,8 +81,8 @@ class TokenStore {
 };
 
 template <class Isa>
-PM_NOINLINE void store_tokens(const Step& step, const Sequence& seq, int32_t kv_head, int32_t begin, int32_t end,
-                              std::byte* raw) {
+PM_NOINLINE void store_tokens(const Step& step, const Sequence& seq, int32_t kv_head, int32_t begin,
+                              int32_t end, std::byte* raw) {
   const TokenStore<Isa> store(step, seq, kv_head, raw);
   int32_t token = begin;
   while (token < end) {

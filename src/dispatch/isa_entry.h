@@ -8,13 +8,13 @@ namespace pagemill {
 
 inline constexpr Mma kMma_bf16 = Mma::kBf16, kMma_f32bf16 = Mma::kF32Bf16, kMma_f32 = Mma::kF32;
 
-#define PM_KERNEL(mma, dim, isa)                                                                       \
+#define PM_KERNEL(mma, dim, isa)                                                                      \
   void attend_##mma##_d##dim##_##isa(const Step&, const Item&, int32_t kv_head, const NextItem& next, \
                                      std::byte* scratch, int32_t scratch_rows);
 #include "dispatch/kernels.inc"
 #undef PM_KERNEL
 
-#define PM_STORE(isa)                                                                                \
+#define PM_STORE(isa) \
   void store_##isa(const Step&, const Sequence&, int32_t kv_head, int32_t begin, int32_t end, std::byte* raw);
 PM_STORE(scalar)
 #if defined(PAGEMILL_X86)

@@ -75,17 +75,28 @@ void log_choice(const Kernel* chosen, const Isa& isa, pm_dtype dtype, pm_dtype k
   if (last.exchange(chosen) == chosen) return;
   for (const Kernel& k : kernels()) {
     const char* reason = why_not(k, isa, dtype, kv_dtype, head_dim);
-    std::fprintf(stderr, "pagemill: dispatch: %s: %s\n", k.name, &k == chosen ? "chosen" : reason ? reason : "later");
+    std::fprintf(stderr, "pagemill: dispatch: %s: %s\n", k.name,
+                 &k == chosen ? "chosen"
+                 : reason     ? reason
+                              : "later");
     if (&k == chosen) break;
   }
 }
 
 }  // namespace
 
-int32_t isa_count() { return static_cast<int32_t>(isas().all.size()); }
-const Isa& isa_at(int32_t index) { return *isas().all[static_cast<size_t>(index)]; }
-int32_t kernel_count() { return static_cast<int32_t>(kernels().size()); }
-const Kernel& kernel_at(int32_t index) { return kernels()[static_cast<size_t>(index)]; }
+int32_t isa_count() {
+  return static_cast<int32_t>(isas().all.size());
+}
+const Isa& isa_at(int32_t index) {
+  return *isas().all[static_cast<size_t>(index)];
+}
+int32_t kernel_count() {
+  return static_cast<int32_t>(kernels().size());
+}
+const Kernel& kernel_at(int32_t index) {
+  return kernels()[static_cast<size_t>(index)];
+}
 
 pm_status find_isa(const char* name, const Isa*& isa) {
   const char* argument = "isa";
@@ -95,9 +106,11 @@ pm_status find_isa(const char* name, const Isa*& isa) {
     if (name && !*name) name = nullptr;
   }
   for (const Isa* candidate : isas().all) {
-    if (name ? std::strcmp(name, candidate->name) != 0 : candidate->missing || candidate->by_name_only) continue;
+    if (name ? std::strcmp(name, candidate->name) != 0 : candidate->missing || candidate->by_name_only)
+      continue;
     if (candidate->missing) {
-      return fail(PM_UNSUPPORTED, "%s = %s: this machine cannot run it: %s", argument, name, candidate->missing);
+      return fail(PM_UNSUPPORTED, "%s = %s: this machine cannot run it: %s", argument, name,
+                  candidate->missing);
     }
     isa = candidate;
     return PM_OK;

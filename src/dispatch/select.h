@@ -8,8 +8,8 @@ namespace pagemill {
 
 struct Isa {
   const char* name;
-  const Isa* includes;   // ISA whose kernels serve what this one has no row for; null at the end
-  const char* missing;   // why this machine cannot run it, null if it can
+  const Isa* includes;  // ISA whose kernels serve what this one has no row for; null at the end
+  const char* missing;  // why this machine cannot run it, null if it can
   bool by_name_only;
   StoreFn store;
 };

@@ -59,8 +59,8 @@ struct Pool::State {
     for (std::thread& worker : workers) worker.join();
   }
 
-  // A ticket is (generation, tasks, next task) in 32, 16 and 16 bits: whoever raises the last holds that task of that
-  // generation, and with it the job's fields until the task is done.
+  // A ticket is (generation, tasks, next task) in 32, 16 and 16 bits: whoever raises the last holds that task
+  // of that generation, and with it the job's fields until the task is done.
   static constexpr int32_t kMostTasks = 0xffff;
   static uint64_t ticket_of(uint32_t generation, int32_t n) {
     return uint64_t{generation} << 32 | static_cast<uint64_t>(n) << 16;
@@ -69,7 +69,8 @@ struct Pool::State {
   void take_tasks() {
     uint64_t t = ticket.load(std::memory_order_acquire);
     while ((t & 0xffff) < (t >> 16 & 0xffff)) {
-      if (!ticket.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!ticket.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
       task(arg, first + static_cast<int32_t>(t & 0xffff));
       if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_one();
       t = ticket.load(std::memory_order_acquire);

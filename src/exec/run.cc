@@ -39,13 +39,15 @@ struct Run {
   void store_share(int32_t part, int32_t parts) const {
     const auto begin = static_cast<int32_t>(plan.num_queries * part / parts);
     const auto end = static_cast<int32_t>(plan.num_queries * (part + 1) / parts);
-    auto s = std::upper_bound(plan.sequences.begin(), plan.sequences.end(), begin,
-                              [](int32_t row, const Sequence& seq) { return row < seq.query_begin + seq.q_len; });
+    auto s =
+        std::upper_bound(plan.sequences.begin(), plan.sequences.end(), begin,
+                         [](int32_t row, const Sequence& seq) { return row < seq.query_begin + seq.q_len; });
     Scratch carved;
     scratch_layout(scratch(part), plan.scratch_rows, step.head_dim, step.batch_invariant, carved);
     for (; s != plan.sequences.end() && s->query_begin < end; ++s) {
       if (s->fused && which != Parts::kStore) continue;
-      const int32_t first = std::max(begin - s->query_begin, 0), last = std::min(end - s->query_begin, s->q_len);
+      const int32_t first = std::max(begin - s->query_begin, 0),
+                    last = std::min(end - s->query_begin, s->q_len);
       for (int32_t head = 0; head < step.num_kv_heads; ++head) {
         plan.selection.store(step, *s, head, first, last, carved.raw);
       }
@@ -71,7 +73,8 @@ struct Run {
 
 }  // namespace
 
-pm_status run_step(const PlanData& plan, Step& step, Parts which, std::byte* workspace, const pm_executor* executor) {
+pm_status run_step(const PlanData& plan, Step& step, Parts which, std::byte* workspace,
+                   const pm_executor* executor) {
   if (plan.items.empty()) return PM_OK;
   const Run run{plan, step, which, workspace};
   run.bind();
@@ -101,7 +104,8 @@ pm_status run_step(const PlanData& plan, Step& step, Parts which, std::byte* wor
   return PM_OK;
 }
 
-void run_phase(const PlanData& plan, Step& step, std::byte* workspace, int32_t phase, int32_t part, int32_t parts) {
+void run_phase(const PlanData& plan, Step& step, std::byte* workspace, int32_t phase, int32_t part,
+               int32_t parts) {
   if (plan.items.empty()) return;
   const Run run{plan, step, Parts::kBoth, workspace};
   run.bind();

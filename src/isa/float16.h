@@ -1,4 +1,5 @@
-// bf16 and f16 to and from f32 in plain C++: round to nearest even, denormals kept, NaN stays NaN, f16 overflows to inf.
+// bf16 and f16 to and from f32 in plain C++: round to nearest even, denormals kept, NaN stays NaN, f16
+// overflows to inf.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +49,8 @@ PM_INLINE uint16_t f32_to_f16(float f) {
     half = 0x7e00 | (rest >> 13 & 0x3ff);
   } else if (rest >= 0x477ff000u) {  // rounds to 65536 or more
     half = 0x7c00;
-  } else if (rest < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the f16 denormal, rounded, in the low bits
+  } else if (rest <
+             0x38800000u) {  // below 2^-14: adding 0.5 leaves the f16 denormal, rounded, in the low bits
     float g;
     std::memcpy(&g, &rest, 4);
     g += 0.5f;

@@ -1,19 +1,20 @@
-// Defines an ISA's rows of THE list. Before including: PM_THIS_ISA(mma, dim) through PM_KERNEL_<isa>, PM_ISA (type),
-// PM_VERBS(mma) (its matrix verbs).
+// Defines an ISA's rows of THE list. Before including: PM_THIS_ISA(mma, dim) through PM_KERNEL_<isa>, PM_ISA
+// (type), PM_VERBS(mma) (its matrix verbs).
 #pragma once
 
 #include "attention/attend.h"
 #include "dispatch/isa_entry.h"
 
-#define PM_DEFINE_KERNEL(mma, dim, isa)                                                                         \
-  void attend_##mma##_d##dim##_##isa(const Step& step, const Item& item, int32_t kv_head, const NextItem& next, \
-                                     std::byte* scratch, int32_t scratch_rows) {                                \
-    Attend<PM_ISA, PM_VERBS(kMma_##mma), kMma_##mma, dim>::run(step, item, kv_head, next, scratch, scratch_rows); \
+#define PM_DEFINE_KERNEL(mma, dim, isa)                                                                \
+  void attend_##mma##_d##dim##_##isa(const Step& step, const Item& item, int32_t kv_head,              \
+                                     const NextItem& next, std::byte* scratch, int32_t scratch_rows) { \
+    Attend<PM_ISA, PM_VERBS(kMma_##mma), kMma_##mma, dim>::run(step, item, kv_head, next, scratch,     \
+                                                               scratch_rows);                          \
   }
-#define PM_DEFINE_STORE(isa)                                                                              \
-  void store_##isa(const Step& step, const Sequence& seq, int32_t kv_head, int32_t begin, int32_t end,   \
-                   std::byte* raw) {                                                                      \
-    store_tokens<PM_ISA>(step, seq, kv_head, begin, end, raw);                                            \
+#define PM_DEFINE_STORE(isa)                                                                           \
+  void store_##isa(const Step& step, const Sequence& seq, int32_t kv_head, int32_t begin, int32_t end, \
+                   std::byte* raw) {                                                                   \
+    store_tokens<PM_ISA>(step, seq, kv_head, begin, end, raw);                                         \
   }
 #define PM_NO_KERNEL(mma, dim, isa)
 #define PM_KERNEL(mma, dim, isa) PM_KERNEL_##isa(mma, dim, isa)

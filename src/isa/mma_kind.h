@@ -1,5 +1,5 @@
-// What every kernel translation unit shares: kinds of product and the loop helpers. All of it is inlined or internal
-// to the unit, so that code built for one ISA can never be linked into another's path.
+// What every kernel translation unit shares: kinds of product and the loop helpers. All of it is inlined or
+// internal to the unit, so that code built for one ISA can never be linked into another's path.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,9 @@ enum class Mma {
 
 // To the second level and not the first: with the next 64 KiB block in flight the first level only loses
 // (on Zen 4, read bandwidth reached in decode: T2 0.57-0.70, T0 0.53, none 0.46, NTA 0.50).
-PM_INLINE void prefetch_line(const std::byte* p, int64_t offset) { __builtin_prefetch(p + offset, 0, 1); }
+PM_INLINE void prefetch_line(const std::byte* p, int64_t offset) {
+  __builtin_prefetch(p + offset, 0, 1);
+}
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.
 template <int kMost, class F>

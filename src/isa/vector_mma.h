@@ -1,11 +1,11 @@
 // The two matrix verbs for vector ISAs: register blocks of R query rows by N vectors.
 //
-// Operands, per group of 16 keys, as PM_TILES stores them: K [D/r][16][r], V [16/r][D][r], with r = 2 for bf16 and
-// 1 for f32. A vector of 32-bit lanes therefore holds 16 (8, 1) keys of one r-tuple of dims, or 16 (8, 1) dims of
-// one r-tuple of keys, and no product needs a horizontal sum.
+// Operands, per group of 16 keys, as PM_TILES stores them: K [D/r][16][r], V [16/r][D][r], with r = 2 for
+// bf16 and 1 for f32. A vector of 32-bit lanes therefore holds 16 (8, 1) keys of one r-tuple of dims, or 16
+// (8, 1) dims of one r-tuple of keys, and no product needs a horizontal sum.
 //
-// Every output element is one chain of multiply-adds in ascending order of d or key, whatever R and N are: its bits
-// do not depend on the rows that share its block.
+// Every output element is one chain of multiply-adds in ascending order of d or key, whatever R and N are:
+// its bits do not depend on the rows that share its block.
 #pragma once
 
 #include <cstdint>
@@ -54,16 +54,16 @@ struct Operand {
 template <class Isa, Mma kMma>
 struct VectorMma {
   using F = typename Isa::F;
-  static constexpr int kPack = kMma == Mma::kF32 ? 1 : 2;                    // r
-  static constexpr int kRowBytes = kMma == Mma::kBf16 ? 2 : 4;               // one element of q or p
-  static constexpr int kStep = kPack * kRowBytes;                            // bytes of one term of a row
-  static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;             // vectors of one group of keys
+  static constexpr int kPack = kMma == Mma::kF32 ? 1 : 2;         // r
+  static constexpr int kRowBytes = kMma == Mma::kBf16 ? 2 : 4;    // one element of q or p
+  static constexpr int kStep = kPack * kRowBytes;                 // bytes of one term of a row
+  static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;  // vectors of one group of keys
   static constexpr int kLaneBytes = 4;
 
   // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
   template <int kD>
-  static PM_INLINE void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups,
-                               int head_dim, float* s, const std::byte* const* prefetch) {
+  static PM_INLINE void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k,
+                               int groups, int head_dim, float* s, const std::byte* const* prefetch) {
     const int dim = kD ? kD : head_dim;
     int done = 0;
     for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
@@ -89,8 +89,8 @@ struct VectorMma {
   }
 
   template <int kD, int R, int kGroupsAtOnce, bool kPrefetch>
-  static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
-                                       float* s, const std::byte* const* prefetch) {
+  static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k,
+                                       int head_dim, float* s, const std::byte* const* prefetch) {
     const int dim = kD ? kD : head_dim;
     constexpr int N = kGroupsAtOnce * kGroupVectors;
     // f32 sums restart every 64 dims: one chain over 512 would lose digits that the f32 bound counts on.
@@ -119,8 +119,8 @@ struct VectorMma {
 
   // o[r] += sum over keys of p[r][16 g + t] v_{g,t}. p: [rows, kBlockKeys]; o: [rows, padded_dim].
   template <int kD>
-  static PM_INLINE void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups, int head_dim,
-                                   float* o, const std::byte* const* prefetch) {
+  static PM_INLINE void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups,
+                                   int head_dim, float* o, const std::byte* const* prefetch) {
     const int dim = kD ? kD : head_dim, ldo = padded_dim(dim);
     constexpr int kMost = Isa::kVectors;
     const int vectors = (dim + Isa::kLanes - 1) / Isa::kLanes;
@@ -138,9 +138,11 @@ struct VectorMma {
         const auto block = [&](auto partial, int last_lanes) PM_INLINE_LAMBDA {
           constexpr bool kPartial = decltype(partial)::value;
           if (ahead) {
-            accumulate_block<kD, R, N, kPartial, true>(p_rows, v, groups, dim, offset, last_lanes, o_rows, ldo, ahead);
+            accumulate_block<kD, R, N, kPartial, true>(p_rows, v, groups, dim, offset, last_lanes, o_rows,
+                                                       ldo, ahead);
           } else {
-            accumulate_block<kD, R, N, kPartial, false>(p_rows, v, groups, dim, offset, last_lanes, o_rows, ldo, ahead);
+            accumulate_block<kD, R, N, kPartial, false>(p_rows, v, groups, dim, offset, last_lanes, o_rows,
+                                                        ldo, ahead);
           }
         };
         if (left >= full) {
@@ -155,8 +157,8 @@ struct VectorMma {
   }
 
   template <int kD, int R, int N, bool kPartial, bool kPrefetch>
-  static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups, int head_dim,
-                                           int offset, int last_lanes, float* o, int ldo,
+  static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups,
+                                           int head_dim, int offset, int last_lanes, float* o, int ldo,
                                            const std::byte* const* prefetch) {
     const int dim = kD ? kD : head_dim;
     F acc[R][N];
@@ -179,7 +181,8 @@ struct VectorMma {
             prefetch_line(prefetch[g] + offset + t * row, i * Isa::kLanes * kLaneBytes);
           }
         }
-        PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
+        PM_UNROLL for (int r = 0; r < R; ++r)
+            a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
       }
     }
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {

@@ -7,7 +7,9 @@ namespace pagemill {
 namespace {
 
 constexpr size_t kLine = 64;
-constexpr size_t lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+constexpr size_t lines(size_t bytes) {
+  return (bytes + kLine - 1) / kLine * kLine;
+}
 
 WorkspaceLayout lay_out(const PlanData& plan) {
   const auto kv_heads = static_cast<size_t>(plan.config.num_kv_heads);
@@ -15,15 +17,15 @@ WorkspaceLayout lay_out(const PlanData& plan) {
   w.arrivals = kLine;
   w.scratch = w.arrivals + lines(plan.merges.size() * kv_heads * sizeof(int32_t));
   Scratch measured;
-  w.scratch_stride =
-      scratch_layout(nullptr, plan.scratch_rows, plan.config.head_dim, plan.config.batch_invariant != 0, measured);
+  w.scratch_stride = scratch_layout(nullptr, plan.scratch_rows, plan.config.head_dim,
+                                    plan.config.batch_invariant != 0, measured);
   w.partials = w.scratch + w.scratch_stride * static_cast<size_t>(plan.parts);
   w.bytes = w.partials;
   if (!plan.merges.empty()) {
     const Merge& last = plan.merges.back();
-    w.bytes += (static_cast<size_t>(last.partial_offset) + kv_heads * static_cast<size_t>(last.num_splits) *
-                                                               static_cast<size_t>(last.rows) *
-                                                               static_cast<size_t>(plan.config.head_dim + 2)) *
+    w.bytes += (static_cast<size_t>(last.partial_offset) +
+                kv_heads * static_cast<size_t>(last.num_splits) * static_cast<size_t>(last.rows) *
+                    static_cast<size_t>(plan.config.head_dim + 2)) *
                sizeof(float);
   }
   w.bytes = plan.items.empty() ? 0 : lines(w.bytes);

@@ -25,7 +25,8 @@ struct CostModel {
 };
 
 constexpr double kInlineNs = 12000;  // below this a step is not worth waking another thread
-constexpr int kItemsPerThread = 8;   // an item costs at most 1 / kItemsPerThread of a thread's share, if it can be split
+constexpr int kItemsPerThread =
+    8;  // an item costs at most 1 / kItemsPerThread of a thread's share, if it can be split
 constexpr int32_t kLeastSplitKeys = 256;
 
 }  // namespace pagemill

@@ -22,11 +22,15 @@ class ItemBuilder {
     costs_.clear();
     plan_.merges.clear();
     double total = 0;
-    for_tiles([&](int32_t, Sequence&, int32_t begin, int32_t end, Range keys) { total += tile_cost(begin, end, keys); });
+    for_tiles([&](int32_t, Sequence&, int32_t begin, int32_t end, Range keys) {
+      total += tile_cost(begin, end, keys);
+    });
     total *= plan_.config.num_kv_heads;
     most_ = total / (double{kItemsPerThread} * plan_.config.threads);
     split_ = plan_.config.threads > 1 && total >= kInlineNs;
-    for_tiles([&](int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) { add_tile(b, s, begin, end, keys); });
+    for_tiles([&](int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) {
+      add_tile(b, s, begin, end, keys);
+    });
     const int64_t units = static_cast<int64_t>(items_.size()) * plan_.config.num_kv_heads;
     plan_.parts = split_ ? static_cast<int32_t>(std::clamp<int64_t>(units, 1, plan_.config.threads)) : 1;
   }
@@ -61,7 +65,8 @@ class ItemBuilder {
     if (s.kv_len - s.q_len < last * stride) s.fused = false;  // the last split would store what another reads
     item.merge = static_cast<int32_t>(plan_.merges.size());
     plan_.merges.push_back({partial_floats_, last - first + 1, rows});
-    partial_floats_ += int64_t{plan_.config.num_kv_heads} * (last - first + 1) * rows * (plan_.config.head_dim + 2);
+    partial_floats_ +=
+        int64_t{plan_.config.num_kv_heads} * (last - first + 1) * rows * (plan_.config.head_dim + 2);
     for (int32_t split = first; split <= last; ++split) {
       item.split = split - first;
       item.key_begin = std::max(keys.begin, split * stride);
@@ -100,8 +105,10 @@ class ItemBuilder {
   int64_t partial_floats_ = 0;
 };
 
-// Longest first, so that the last items to be taken are short; equal ones (within an eighth) keep their order.
-void sort_by_cost(const std::vector<Item>& items, const std::vector<float>& costs, std::vector<Item>& sorted) {
+// Longest first, so that the last items to be taken are short; equal ones (within an eighth) keep their
+// order.
+void sort_by_cost(const std::vector<Item>& items, const std::vector<float>& costs,
+                  std::vector<Item>& sorted) {
   constexpr uint32_t kBuckets = 1u << 11;  // sign, exponent and three bits of a float's fraction
   uint32_t starts[kBuckets + 1] = {};
   const auto bucket = [](float cost) {

@@ -6,7 +6,9 @@
 namespace pagemill {
 namespace {
 
-Range written_keys(const Sequence& s) { return {s.kv_len - s.q_len, s.kv_len}; }
+Range written_keys(const Sequence& s) {
+  return {s.kv_len - s.q_len, s.kv_len};
+}
 
 Range pages_of(Range keys, int32_t page_size) {
   if (keys.begin >= keys.end) return {0, 0};
@@ -27,16 +29,18 @@ class PageReader {
       PM_TRY(checked_entry(seq, p, page));
       const int32_t other = writers_.writer(page);
       if (other != PageWriters::kNobody) {
-        return fail(PM_INVALID_ARGUMENT,
-                    "page_table[%d][%d] = %d: expected a page that sequence %d does not write in this step too",
-                    row_of(seq), p, page, other);
+        return fail(
+            PM_INVALID_ARGUMENT,
+            "page_table[%d][%d] = %d: expected a page that sequence %d does not write in this step too",
+            row_of(seq), p, page, other);
       }
       writers_.claim(page, seq);
     }
     return PM_OK;
   }
 
-  // Copies the entries that the sequence reads or writes, and takes `fused` from sequences whose pages another reads.
+  // Copies the entries that the sequence reads or writes, and takes `fused` from sequences whose pages
+  // another reads.
   pm_status copy(int32_t seq) {
     Sequence& s = plan_.sequences[seq];
     if (s.q_len == 0) return PM_OK;
@@ -74,8 +78,8 @@ class PageReader {
                   static_cast<const void*>(batch_.page_table));
     }
     if (pages.end > batch_.pages_per_seq) {
-      return fail(PM_INVALID_ARGUMENT, "pages_per_seq = %d: expected at least %d for kv_len[%d] = %d", batch_.pages_per_seq,
-                  pages.end, seq, batch_.kv_len[seq]);
+      return fail(PM_INVALID_ARGUMENT, "pages_per_seq = %d: expected at least %d for kv_len[%d] = %d",
+                  batch_.pages_per_seq, pages.end, seq, batch_.kv_len[seq]);
     }
     return PM_OK;
   }
@@ -83,8 +87,8 @@ class PageReader {
   pm_status checked_entry(int32_t seq, int32_t p, int32_t& page) const {
     page = row(seq)[p];
     if (page >= 0 && page < plan_.config.num_pages) return PM_OK;
-    return fail(PM_INVALID_ARGUMENT, "page_table[%d][%d] = %d: expected a page in [0, %d)", row_of(seq), p, page,
-                static_cast<int>(plan_.config.num_pages));
+    return fail(PM_INVALID_ARGUMENT, "page_table[%d][%d] = %d: expected a page in [0, %d)", row_of(seq), p,
+                page, static_cast<int>(plan_.config.num_pages));
   }
 
   const pm_batch& batch_;

@@ -11,7 +11,8 @@
 namespace pagemill {
 
 struct WorkspaceLayout {
-  size_t arrivals, scratch, scratch_stride, partials;  // offsets and stride in bytes; the item counter lies at 0
+  size_t arrivals, scratch, scratch_stride,
+      partials;  // offsets and stride in bytes; the item counter lies at 0
   size_t bytes;
 };
 
@@ -31,8 +32,8 @@ struct PlanData {
   WorkspaceLayout workspace{};
 };
 
-// Which sequence writes each page in the step being planned. Kept between builds: marks of older steps are stale by
-// their number, so that nothing is cleared.
+// Which sequence writes each page in the step being planned. Kept between builds: marks of older steps are
+// stale by their number, so that nothing is cleared.
 class PageWriters {
  public:
   static constexpr int32_t kNobody = -1;
@@ -72,6 +73,7 @@ void build_items(PlanScratch& scratch, PlanData& plan);
 }  // namespace pagemill
 
 struct pm_plan {
-  pagemill::PlanData current, next;  // a build fills `next` and swaps: storage is reused, a failed build changes nothing
+  pagemill::PlanData current,
+      next;  // a build fills `next` and swaps: storage is reused, a failed build changes nothing
   pagemill::PlanScratch scratch;
 };

@@ -1,5 +1,5 @@
-#include "isa/instantiate.h"
 #include "isa/amx_emulated/mma.h"
+#include "isa/instantiate.h"
 #include "isa/scalar/vec.h"
 
 namespace pagemill {

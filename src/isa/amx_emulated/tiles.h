@@ -1,5 +1,6 @@
-// AMX tiles in plain C++: 16 rows of 64 bytes, and tdpbf16ps with the hardware's rounding (Intel SDM, TDPBF16PS:
-// even and odd products summed apart by FMA in f32, then added, denormals in and out flushed, nearest even).
+// AMX tiles in plain C++: 16 rows of 64 bytes, and tdpbf16ps with the hardware's rounding (Intel SDM,
+// TDPBF16PS: even and odd products summed apart by FMA in f32, then added, denormals in and out flushed,
+// nearest even).
 #pragma once
 
 #include <cmath>
@@ -23,7 +24,9 @@ struct Tile {
   }
 };
 
-inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+inline float flush(float x) {
+  return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
+}
 
 // c[m][n] += sum over k of a[m][2k] b[k][2n] + a[m][2k+1] b[k][2n+1].
 inline void tdpbf16ps(Tile& c, const Tile& a, const Tile& b) {

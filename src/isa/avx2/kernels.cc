@@ -1,5 +1,5 @@
-#include "isa/instantiate.h"
 #include "isa/avx2/vec.h"
+#include "isa/instantiate.h"
 #include "isa/vector_mma.h"
 
 namespace pagemill {

@@ -13,7 +13,8 @@ struct Avx2 {
   using F = __m256;
   using B = __m256;  // no bf16 products
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 6, kGroups = 1, kVectors = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16
+  static constexpr int kRows = 6, kGroups = 1,
+                       kVectors = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16
   static constexpr int kTileRows = 24;
   static constexpr bool kDots = false;
 
@@ -58,8 +59,8 @@ struct Avx2 {
     const F low = set1(-126.0f), y = _mm256_max_ps(low, x);
     const F whole = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
-    const F result = _mm256_castsi256_ps(
-        _mm256_add_epi32(_mm256_castps_si256(p(_mm256_sub_ps(y, whole))), power));
+    const F result =
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p(_mm256_sub_ps(y, whole))), power));
     const F kept = _mm256_and_ps(result, _mm256_cmp_ps(x, low, _CMP_NLT_UQ));
     return _mm256_blendv_ps(kept, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
@@ -70,7 +71,8 @@ struct Avx2 {
     odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
   static PM_INLINE __m128i low_halves(__m256i x) {  // the low 16 bits of each lane
-    const __m256i y = _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_setzero_si256());
+    const __m256i y =
+        _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_setzero_si256());
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(y, 0x08));
   }
   static PM_INLINE void widen_f16_pairs(const uint32_t* p, int, F& even, F& odd) {

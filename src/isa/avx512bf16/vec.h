@@ -13,7 +13,8 @@ struct Avx512Bf16 {
   using F = __m512;
   using B = __m512bh;
   static constexpr int kLanes = 16;
-  static constexpr int kRows = 6, kGroups = 4, kVectors = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32
+  static constexpr int kRows = 6, kGroups = 4,
+                       kVectors = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32
   static constexpr int kTileRows = 24;
   static constexpr bool kDots = true;
 
@@ -55,7 +56,8 @@ struct Avx512Bf16 {
   }
 
   static PM_INLINE B load_pairs(const std::byte* p, int lanes) {
-    return reinterpret_cast<B>(lanes == kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(lanes), p));
+    return reinterpret_cast<B>(lanes == kLanes ? _mm512_loadu_si512(p)
+                                               : _mm512_maskz_loadu_epi32(first(lanes), p));
   }
   static PM_INLINE B broadcast_pair(const std::byte* p) {
     int32_t pair;
@@ -75,7 +77,8 @@ struct Avx512Bf16 {
   }
 
   static PM_INLINE F load_bf16(const uint16_t* p, int lanes) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(lanes), p)), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(lanes), p)), 16));
   }
   static PM_INLINE F load_f16(const uint16_t* p, int lanes) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(lanes), p));
@@ -84,7 +87,8 @@ struct Avx512Bf16 {
   static PM_INLINE void store_bf16(uint16_t* p, F x, int lanes) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i y = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    __m512i y =
+        _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
     y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
     _mm256_mask_storeu_epi16(p, first(lanes), _mm512_cvtepi32_epi16(y));
