@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +10,11 @@
 
 namespace pagemill {
 namespace {
+
+// Every n-th case of the long lists, where tests are scaled down.
+int stride() {
+  return scaled(100) >= 50 ? 1 : 7;
+}
 
 constexpr pm_dtype kDtypes[] = {PM_F32, PM_BF16, PM_F16};
 constexpr pm_layout kLayouts[] = {PM_TILES, PM_ROWS, PM_NO_CACHE};
@@ -62,8 +66,7 @@ TEST_P(Kernels, Mixtures) {
 }
 
 TEST_P(Kernels, EveryHeadDim) {
-  const int step = scaled(100) >= 50 ? 8 : 56;
-  for (int dim = 16; dim <= 512; dim += step)
+  for (int dim = 16; dim <= 512; dim += 8 * stride())
     for (pm_dtype dtype : kDtypes) {
       Spec spec = base(isa, kLayouts[dim / 8 % 2]);
       spec.head_dim = dim;
@@ -116,10 +119,12 @@ TEST_P(Kernels, Batches) {
       {{100, 500}, {1, 900}, {0, 3}, {1, 4}, {50, 50}},
       {{1, 1500}, {1, 3}, {1, 2}},
   };
+  int count = 0;
   for (const auto& lengths : batches)
     for (pm_layout layout : kLayouts)
       for (int threads : {1, 2, 13})
         for (bool invariant : {false, true}) {
+          if (count++ % stride() != 0) continue;
           Spec spec = base(isa, layout);
           spec.seqs = sequences(lengths);
           spec.threads = threads;
@@ -143,6 +148,31 @@ TEST_P(Kernels, MemoryForms) {
             spec.seqs = sequences({{1, 37}, {1, 1}, {20, 40}});
             EXPECT_TRUE(right(fitted(spec)));
           }
+}
+
+// attend_<mma>_d<dim>_<isa>: the dtypes and head dim that choose this kernel on its own ISA.
+Spec spec_for(const pm_kernel_info& kernel) {
+  const std::string name = kernel.name;
+  Spec spec = base(kernel.isa);
+  const bool f32_rows = name.find("_f32") != std::string::npos;
+  const bool bf16_keys = name.find("bf16_d") != std::string::npos;
+  spec.dtype = spec.out_dtype = f32_rows ? PM_F32 : PM_BF16;
+  spec.cache_dtype = bf16_keys ? PM_BF16 : PM_F32;
+  spec.head_dim = kernel.head_dim ? kernel.head_dim : 72;
+  return spec;
+}
+
+TEST_P(Kernels, EveryRowOfTheListIsReached) {
+  for (int32_t i = 0; i < pm_kernel_count(); ++i) {
+    pm_kernel_info kernel{};
+    kernel.struct_size = sizeof kernel;
+    check(pm_kernel_get(i, &kernel));
+    if (GetParam() != kernel.isa) continue;
+    Spec spec = spec_for(kernel);
+    Case c(spec);
+    EXPECT_STREQ(Plan(c.config, c.batch).stats().kernel, kernel.name);
+    EXPECT_TRUE(right(spec));
+  }
 }
 
 using Feature = std::function<void(Spec&)>;
@@ -180,9 +210,8 @@ const std::vector<Feature> kFeatures = {
 };
 
 TEST_P(Kernels, FeaturesAndPairs) {
-  const size_t step = scaled(100) >= 50 ? 1 : 5;
   for (size_t i = 0; i < kFeatures.size(); ++i)
-    for (size_t j = i; j < kFeatures.size(); j += step) {
+    for (size_t j = i; j < kFeatures.size(); j += size_t(stride())) {
       Spec spec = base(isa);
       kFeatures[i](spec);
       if (j > i) kFeatures[j](spec);

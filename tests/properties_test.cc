@@ -219,7 +219,9 @@ RC_GTEST_PROP(Property, ExecutorsDoNotMatter, ()) {
 }
 
 RC_GTEST_PROP(Property, StoreThenAttendIsRun, ()) {
-  Case c(any_spec());
+  Spec spec = any_spec();
+  RC_PRE(spec.write_cache && spec.layout != PM_NO_CACHE);
+  Case c(spec);
   run(c);
   const std::vector<std::byte> want = c.outputs();
   auto halves = [](const pm_plan* plan, const pm_args* args, void* workspace, size_t bytes) {
@@ -239,6 +241,7 @@ RC_GTEST_PROP(Property, MergedHalvesAreTheWhole, ()) {
   spec.causal = false, spec.write_cache = false, spec.alibi = false;
   spec.window_left = spec.window_right = -1;
   spec.lse = true, spec.out_padded = false, spec.padding_tokens = 0;
+  spec.out_dtype = PM_F32;  // halves rounded to 16 bits lose more than the bound of the whole
   const int kv_len = *rc::gen::inRange(1, 200), rows = *rc::gen::inRange(1, 9);
   spec.seqs = {{0, rows, kv_len, {}, {}}};
   Case c(spec);
@@ -271,8 +274,8 @@ RC_GTEST_PROP(Property, MergedHalvesAreTheWhole, ()) {
   for (int64_t row = 0; row < n; ++row) {
     auto want = reference::attend_row(c.config, c.batch, c.args, 0, int(row / spec.num_heads),
                                       int(row % spec.num_heads));
-    // Two roundings of each half and one of the sum.
-    RC_ASSERT(reference::out_error(c.config, want, halves[0].data() + row * row_bytes) <= 3);
+    // Each half is within the bound, and so is the merge's own rounding.
+    RC_ASSERT(reference::out_error(c.config, want, halves[0].data() + row * row_bytes) <= 2);
     RC_ASSERT(reference::lse_error(c.config, want, lses[0][row]) <= 2);
   }
 }
@@ -321,6 +324,6 @@ RC_GTEST_PROP(Property, ConversionKeepsEveryElement, ()) {
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  setenv("RC_PARAMS", ("max_success=" + std::to_string(pagemill::scaled(60))).c_str(), 0);
+  setenv("RC_PARAMS", ("max_success=" + std::to_string(pagemill::scaled(120))).c_str(), 0);
   return RUN_ALL_TESTS();
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace pagemill::reference {
 namespace {
@@ -140,14 +141,21 @@ void read(pm_dtype dtype, const Place& place, int dims, double* to) {
   with_dtype(dtype, [&](auto type) { read_as<decltype(type)>(place, dims, to); });
 }
 
+struct Product {
+  double sum;   // of q_d k_d
+  double norm;  // root of the sum of their squares: the size of such a sum when signs are random
+};
+
 // Eight partial sums, which the compiler keeps in vectors. dims is a multiple of 8.
-double dot(const double* a, const double* b, int dims) {
-  double lanes[8] = {};
+Product dot(const double* a, const double* b, int dims) {
+  double sums[8] = {}, squares[8] = {};
   for (int d = 0; d < dims; d += 8)
-    for (int i = 0; i < 8; ++i) lanes[i] += a[d + i] * b[d + i];
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return sum;
+    for (int i = 0; i < 8; ++i) {
+      double term = a[d + i] * b[d + i];
+      sums[i] += term;
+      squares[i] += term * term;
+    }
+  return {std::accumulate(sums, sums + 8, 0.0), std::sqrt(std::accumulate(squares, squares + 8, 0.0))};
 }
 
 int64_t length(const pm_batch& batch, int seq) {
@@ -272,8 +280,9 @@ Row attend_row(const pm_config& config, const pm_batch& batch, const pm_args& ar
   double max = args.sinks ? args.sinks[head] : -kInf;
   for (int64_t j = range.begin; j < range.end; ++j) {
     read(dtype, keys.key(j), dims, key.data());
-    double score = scale * dot(q.data(), key.data(), dims);
-    row.max_score = std::max(row.max_score, std::fabs(score));
+    Product product = dot(q.data(), key.data(), dims);
+    double score = scale * product.sum;
+    row.max_score = std::max({row.max_score, std::fabs(score), 2 * std::fabs(scale) * product.norm});
     if (args.soft_cap > 0) score = args.soft_cap * std::tanh(score / args.soft_cap);
     if (args.alibi_slopes) score -= args.alibi_slopes[head] * std::fabs(double(position - j));
     row.max_score = std::max(row.max_score, std::fabs(score));

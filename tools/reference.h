@@ -40,8 +40,11 @@ struct Row {
   std::vector<double> out;     // [D]
   std::vector<double> abs_pv;  // [D] v_scale * sum_j p_j |v_j|
   double lse;
-  double max_score;  // largest |score| of a visible key, before or after soft cap and ALiBi; 0 if none
-  int64_t keys;      // visible ones
+  // Largest size of a visible key's score, 0 if none: |score| before or after soft cap and ALiBi, and twice
+  // scale * sqrt(sum_d (q_d k_d)^2), because a score that is small by cancellation keeps the rounding errors
+  // of its large terms.
+  double max_score;
+  int64_t keys;  // visible ones
 };
 
 // Query `query` of sequence seq and query head `head`, against the cache as it now lies (after the step's
