@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -9,12 +8,10 @@
 
 #include "bench.h"
 #include "commands.h"
+#include "options.h"
 
 namespace pagemill {
 namespace {
-
-const std::map<std::string, pm_dtype> kDtypes = {{"f32", PM_F32}, {"bf16", PM_BF16}, {"f16", PM_F16}};
-const std::map<std::string, pm_layout> kLayouts = {{"tiles", PM_TILES}, {"rows", PM_ROWS}};
 
 struct Options {
   ModelOption model;
@@ -23,10 +20,6 @@ struct Options {
   std::optional<pm_dtype> cache_dtype;
   bool json = false;
 };
-
-const char* layout_name(pm_layout layout) {
-  return layout == PM_TILES ? "tiles" : "rows";
-}
 
 void print_json(const BenchSpec& spec, const BenchResult& result) {
   const nlohmann::ordered_json line = {{"case", spec.name},
@@ -85,19 +78,17 @@ void print_table(const BenchSpec& spec, const BenchResult& result) {
 
 void add_options(CLI::App& app, Options& o) {
   BenchSpec& spec = o.spec;
-  const auto positive = CLI::Range(1, 1 << 28);
+  const auto positive = CLI::PositiveNumber;
   o.model.add_to(app);
   app.add_option("--batch", spec.batch, "Sequences; of mixed: those that decode")->check(positive);
   app.add_option("--context", spec.context, "Keys of each, new tokens included; the chunk of mixed has half")
       ->check(positive);
   app.add_option("--q-len", spec.q_len, "New tokens of each sequence; of mixed: of its one chunk")
       ->check(positive);
-  app.add_option("--page-size", spec.page_size, "Tokens of a page")->check(CLI::Range(1, 1024));
-  app.add_option("--dtype", spec.dtype, "Of q, new keys and values")
-      ->transform(CLI::CheckedTransformer(kDtypes));
-  app.add_option("--cache-dtype", o.cache_dtype, "Default: --dtype")
-      ->transform(CLI::CheckedTransformer(kDtypes));
-  app.add_option("--layout", spec.layout, "Of the cache")->transform(CLI::CheckedTransformer(kLayouts));
+  app.add_option("--page-size", spec.page_size, "Tokens of a page (16)")->check(CLI::Range(1, 1024));
+  add_dtype(app, "--dtype", spec.dtype, "Of q, new keys and values (bf16)");
+  add_dtype(app, "--cache-dtype", o.cache_dtype, "Default: --dtype");
+  add_layout(app, spec.layout);
   app.add_option("--isa", spec.isa, "Default: the best of the machine (see pagemill info)");
   app.add_option("--threads", spec.threads, "Default: what affinity and quota allow")
       ->check(CLI::Range(1, 4096));
@@ -105,8 +96,9 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--invariant", spec.invariant, "Batch-invariant mode");
   auto* repetitions =
-      app.add_option("--repetitions", o.length.repetitions, "Repetitions to time")->check(positive);
-  app.add_option("--seconds", o.length.seconds, "Seconds to repeat for")
+      app.add_option("--repetitions", o.length.repetitions, "Repetitions to time, instead of --seconds")
+          ->check(positive);
+  app.add_option("--seconds", o.length.seconds, "Seconds to repeat for (5)")
       ->check(CLI::PositiveNumber)
       ->excludes(repetitions);
   app.add_flag("--json", o.json, "Print one JSON object");

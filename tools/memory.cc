@@ -20,8 +20,8 @@ size_t round_up(size_t bytes) {
 HugeBuffer::HugeBuffer(size_t bytes) {
   bytes_ = round_up(bytes);
   if (bytes_ == 0) return;
-  void* mapped = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* mapped =
+      mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
   const size_t before = round_up(reinterpret_cast<uintptr_t>(mapped)) - reinterpret_cast<uintptr_t>(mapped);
   data_ = static_cast<std::byte*>(mapped) + before;
