@@ -208,21 +208,36 @@ TEST(Models, GroupEvenly) {
   for (const Model& model : models()) EXPECT_EQ(model.heads % model.kv_heads, 0) << model.name;
 }
 
-class BenchSteps : public testing::TestWithParam<const char*> {};
+class BenchSteps : public testing::TestWithParam<const char*> {
+ protected:
+  static constexpr double kTurnover = 1e7;  // bytes
+
+  static BenchSpec spec(int window) {
+    const int q_len = GetParam() == std::string("decode") ? 1 : 100;
+    return {GetParam(), models()[0], 3, 300, q_len, 16, PM_BF16, PM_BF16, PM_TILES, "", 2, window, false};
+  }
+};
 
 TEST_P(BenchSteps, AreRightOnEveryCopyOfTheCache) {
-  const bool decode = GetParam() == std::string("decode");
+  const Pool pool(2);
+  const Executor executor = pool.executor();
   for (const int window : {0, 40}) {
-    const BenchSpec spec{GetParam(), models()[0], 3,        300, decode ? 1 : 100, 16,   PM_BF16,
-                         PM_BF16,    PM_TILES,    "scalar", 1,   window,           false};
-    BenchStep step(spec);
-    const Pool pool(1);
-    const Executor executor = pool.executor();
-    for (int run = 0; run < 3; ++run) {
+    BenchStep step(spec(window), kTurnover);
+    EXPECT_GT(step.copies(), 1);
+    EXPECT_GE(step.copies() * step_work(step.config(), step.batch()).bytes, kTurnover);
+    for (int run = 0; run < step.copies(); ++run) {
       step.run(executor);
-      EXPECT_LE(step.worst_error(20), 1) << "window " << window;
+      ASSERT_LE(step.worst_error(20), 1) << "window " << window << ", copy " << run;
     }
   }
+}
+
+TEST_P(BenchSteps, NoticeWrongResults) {
+  Executor idle;
+  idle.parallel_for = [](void*, int32_t, void (*)(void*, int32_t), void*) {};
+  BenchStep step(spec(0), kTurnover);
+  step.run(idle);
+  EXPECT_GT(step.worst_error(20), 1);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, BenchSteps, testing::Values("decode", "prefill", "mixed"));

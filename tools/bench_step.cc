@@ -6,7 +6,6 @@
 #include <numeric>
 #include <random>
 
-#include "cpu_caches.h"
 #include "reference.h"
 
 namespace pagemill {
@@ -28,7 +27,7 @@ void fill_normal(const HugeBuffer& buffer, pm_dtype dtype, uint32_t seed) {
 
 }  // namespace
 
-BenchStep::BenchStep(const BenchSpec& spec) {
+BenchStep::BenchStep(const BenchSpec& spec, double turnover) {
   config_.num_heads = spec.model.heads;
   config_.num_kv_heads = spec.model.kv_heads;
   config_.head_dim = spec.model.head_dim;
@@ -45,7 +44,7 @@ BenchStep::BenchStep(const BenchSpec& spec) {
   config_.isa = plan_.stats().isa;  // outlives spec
   workspace_.reserve(plan_.stats().workspace_bytes);
   make_inputs();
-  make_caches();
+  make_caches(turnover);
 }
 
 void BenchStep::lay_out_batch(const BenchSpec& spec) {
@@ -102,10 +101,9 @@ void BenchStep::make_inputs() {
   args_.out = out_.data();
 }
 
-void BenchStep::make_caches() {
+void BenchStep::make_caches(double turnover) {
   const size_t plane = size_t(config_.page_size) * config_.head_dim * element_size(config_.cache_dtype);
   copy_bytes_ = 2 * plane * config_.num_kv_heads * config_.num_pages;
-  const double turnover = 4.0 * last_level_cache_bytes();  // bytes
   copies_ = std::max(1, int(std::ceil(turnover / step_work(config_, batch_).bytes)));
   caches_ = HugeBuffer(copy_bytes_ * copies_);
   fill_normal(caches_, config_.cache_dtype, 7);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu_caches.h"
 #include "memory.h"
 #include "models.h"
 #include "workload.h"
@@ -32,7 +33,8 @@ struct BenchSpec {
 
 class BenchStep {
  public:
-  explicit BenchStep(const BenchSpec& spec);
+  // turnover: bytes of keys and values that are read before one comes back.
+  explicit BenchStep(const BenchSpec& spec, double turnover = 4.0 * last_level_cache_bytes());
 
   // The step on the next copy of the cache.
   void run(const pm_executor& executor);
@@ -41,13 +43,13 @@ class BenchStep {
 
   const pm_config& config() const { return config_; }
   const pm_batch& batch() const { return batch_; }
-  pm_plan_stats stats() const { return plan_.stats(); }
+  int copies() const { return copies_; }
 
  private:
   void lay_out_batch(const BenchSpec& spec);
   void lay_out_pages(const BenchSpec& spec);
   void make_inputs();
-  void make_caches();
+  void make_caches(double turnover);
 
   Config config_;
   Batch batch_;
