@@ -32,7 +32,7 @@ int main() {
   config.layout = PM_ROWS, config.page_size = P, config.num_pages = kPages;
   config.write_cache = 0, config.batch_invariant = 1, config.threads = kThreads;
 
-  const int32_t query_start[] = {0, 1, 2, 3, 4, 5, 6}, kv_len[] = {300, 17, 1, 0, 250, 300};
+  const int32_t query_start[] = {0, 1, 2, 3, 4, 5, 6}, kv_len[] = {300, 17, 1, 4, 250, 300};
   std::vector<int32_t> page_table(kPages);  // [B, kPagesPerSeq]
   for (int i = 0; i < kPages; ++i) page_table[i] = kPages - 1 - i;
   pagemill::Batch batch;
