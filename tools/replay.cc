@@ -55,7 +55,7 @@ class Runner {
         executor_(executor),
         schedule_(trace, {options.config.page_size, static_cast<int32_t>(options.config.num_pages),
                           options.max_seqs, options.budget}),
-        layers_(options.config, options.layers, options.budget, executor) {
+        layers_(options.config, options.layers, options.budget) {
     if (options.verify > 0) check_.emplace(schedule_, layers_, options.verify);
     report_.requests = std::ssize(trace.requests);
   }
@@ -71,6 +71,7 @@ class Runner {
   void run_step() {
     const Config& config = options_.config;
     const Batch batch = schedule_.batch();
+    layers_.touch(schedule_.touched_pages(), executor_);
     StepRecord record{schedule_.step().kind, batch.query_start[batch.num_seqs], 0, 0, {}, {}, 0};
     if (check_) check_->begin(report_.started_steps);
     const double before = clock_seconds(config.threads);

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <map>
@@ -45,10 +46,11 @@ class Progress {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::seconds(10))) return;
     last_ = now;
-    const double roofline = summarize(report).all.roofline();
-    fmt::print(stderr, "{}{} of {} requests done, step {}, {} tokens, roofline {:.3f}{}",
-               terminal_ ? "\r" : "", report.finished, report.requests, report.started_steps, report.tokens,
-               roofline, terminal_ ? "\033[K" : "\n");
+    const double roofline = summarize(report).all.roofline();  // NaN until the peaks are measured again
+    fmt::print(stderr, "{}{} of {} requests done, step {}, {} tokens{}{}", terminal_ ? "\r" : "",
+               report.finished, report.requests, report.started_steps, report.tokens,
+               std::isnan(roofline) ? "" : fmt::format(", roofline {:.3f}", roofline),
+               terminal_ ? "\033[K" : "\n");
     std::fflush(stderr);
   }
 

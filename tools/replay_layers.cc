@@ -14,36 +14,59 @@ namespace {
 
 // Steps begin at one of this many rows of the pool, kStride apart: two primes, so that all take their turn.
 constexpr int64_t kStarts = 1021, kStride = 619;
-constexpr size_t kChunk = size_t{32} << 20;  // bytes that a task fills
+// Values of the pool that are drawn; then they repeat. A prime, so that no two rows are alike.
+constexpr int64_t kDraws = 1048583;
+constexpr int64_t kChunk = int64_t{16} << 20;  // bytes that a task fills
+constexpr int64_t kAhead = int64_t{64} << 20;  // bytes of K or V that are filled beyond what is asked for
 
-void fill_with_nan(const HugeBuffer& buffer, pm_executor executor) {
-  const auto chunks = static_cast<int32_t>((buffer.bytes() + kChunk - 1) / kChunk);
+// All bits set: a NaN of every dtype.
+void fill_with_nan(std::byte* data, int64_t bytes, const pm_executor& executor) {
+  struct Range {
+    std::byte* data;
+    int64_t bytes;
+  } range{data, bytes};
   const auto fill = [](void* arg, int32_t i) {
-    const auto& target = *static_cast<const HugeBuffer*>(arg);
-    // All bits set: a NaN of every dtype.
-    std::memset(target.data() + i * kChunk, 0xff, std::min(kChunk, target.bytes() - i * kChunk));
+    const auto& [data, bytes] = *static_cast<Range*>(arg);
+    std::memset(data + i * kChunk, 0xff, std::min(kChunk, bytes - i * kChunk));
   };
-  executor.parallel_for(executor.context, chunks, fill, const_cast<HugeBuffer*>(&buffer));
+  executor.parallel_for(executor.context, static_cast<int32_t>((bytes + kChunk - 1) / kChunk), fill, &range);
 }
 
 }  // namespace
 
-ReplayLayers::ReplayLayers(const pm_config& config, int layers, int32_t max_tokens,
-                           const pm_executor& executor)
-    : config_(config), row_elements_(int64_t{config.num_heads + 2 * config.num_kv_heads} * config.head_dim) {
-  const int64_t elements = (kStarts + layers + max_tokens) * row_elements_;
-  pool_.resize(elements * reference::size_of(config.dtype));
+ReplayLayers::ReplayLayers(const pm_config& config, int layers, int32_t max_tokens)
+    : config_(config),
+      row_elements_(int64_t{config.num_heads + 2 * config.num_kv_heads} * config.head_dim),
+      plane_bytes_(int64_t{config.page_size} * config.head_dim * reference::size_of(config.cache_dtype)) {
+  const int64_t drawn_bytes = kDraws * reference::size_of(config.dtype);
+  pool_.resize((kStarts + layers + max_tokens) * row_elements_ * reference::size_of(config.dtype) +
+               drawn_bytes);
   std::mt19937 bits(1);
   std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < elements; ++i) reference::put(config.dtype, pool_.data(), i, normal(bits));
+  for (int64_t i = 0; i < kDraws; ++i) reference::put(config.dtype, pool_.data(), i, normal(bits));
+  for (auto to = pool_.begin() + drawn_bytes; to != pool_.end();) {
+    to = std::copy_n(pool_.begin(), std::min<int64_t>(drawn_bytes, pool_.end() - to), to);
+  }
   out_.resize(int64_t{max_tokens} * config.num_heads * config.head_dim *
               reference::size_of(config.out_dtype));
-  const int64_t cache_elements =
-      2 * config.num_pages * config.page_size * int64_t{config.num_kv_heads} * config.head_dim;
-  for (int i = 0; i < layers; ++i) {
-    caches_.emplace_back(cache_elements * reference::size_of(config.cache_dtype));
-    fill_with_nan(caches_.back(), executor);
+  for (int i = 0; i < layers; ++i)
+    caches_.emplace_back(2 * config.num_pages * config.num_kv_heads * plane_bytes_);
+}
+
+void ReplayLayers::touch(int64_t pages, const pm_executor& executor) {
+  if (pages <= touched_) return;
+  const int64_t page_bytes = config_.num_kv_heads * plane_bytes_;  // of K or V
+  pages = std::min(config_.num_pages, pages + kAhead / page_bytes);
+  for (const HugeBuffer& cache : caches_) {
+    if (config_.layout == PM_TILES) {
+      fill_with_nan(cache.data() + 2 * touched_ * page_bytes, 2 * (pages - touched_) * page_bytes, executor);
+      continue;
+    }
+    for (int64_t begin : {touched_, config_.num_pages + touched_}) {
+      fill_with_nan(cache.data() + begin * page_bytes, (pages - touched_) * page_bytes, executor);
+    }
   }
+  touched_ = pages;
 }
 
 int64_t ReplayLayers::pool_row(int64_t step, int layer) const {
@@ -63,12 +86,11 @@ Args ReplayLayers::args(int64_t step, int layer) {
   args.v_new = pool(row, config_.num_heads + config_.num_kv_heads);
   args.q_stride_token = args.k_new_stride_token = args.v_new_stride_token = row_elements_;
   args.out = out_.data();
-  const int64_t plane = int64_t{config_.page_size} * config_.head_dim;  // elements of a page and head
   const int64_t v_offset =
-      config_.layout == PM_TILES ? plane : config_.num_pages * config_.num_kv_heads * plane;
+      config_.layout == PM_TILES ? 1 : config_.num_pages * config_.num_kv_heads;  // planes
   std::byte* const cache = caches_[layer].data();
   args.k_cache = cache;
-  args.v_cache = cache + v_offset * reference::size_of(config_.cache_dtype);
+  args.v_cache = cache + v_offset * plane_bytes_;
   return args;
 }
 

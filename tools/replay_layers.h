@@ -15,8 +15,12 @@ namespace pagemill {
 
 class ReplayLayers {
  public:
-  // max_tokens: of a step. Caches are filled with NaN by the executor's threads.
-  ReplayLayers(const pm_config& config, int layers, int32_t max_tokens, const pm_executor& executor);
+  // max_tokens: of a step.
+  ReplayLayers(const pm_config& config, int layers, int32_t max_tokens);
+
+  // Fills the first pages of all caches with NaN, those that were not yet, so that no run meets memory that
+  // the system has not handed out.
+  void touch(int64_t pages, const pm_executor& executor);
 
   // Of one layer's run in step number `step`: rows of the pool from another place each time.
   Args args(int64_t step, int layer);
@@ -28,6 +32,8 @@ class ReplayLayers {
 
   pm_config config_;
   int64_t row_elements_;            // (H + 2K) D
+  int64_t plane_bytes_;             // of K or V, of one page and head
+  int64_t touched_ = 0;             // pages
   std::vector<std::byte> pool_;     // [rows, H + 2K, D] dtype, N(0,1): q, k and v of a token side by side
   std::vector<std::byte> out_;      // [max_tokens, H, D] out_dtype
   std::vector<HugeBuffer> caches_;  // [layers]

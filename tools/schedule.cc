@@ -45,6 +45,7 @@ bool PagePool::take(std::span<const int64_t> hits, int64_t n, std::vector<int32_
     blocks_.erase(oldest);
     idle_.pop_front();
   }
+  for (int64_t page : std::span(free_).last(n)) touched_ = std::max(touched_, page + 1);
   pages.insert(pages.end(), free_.rbegin(), free_.rbegin() + n);
   free_.resize(free_.size() - n);
   return true;

@@ -37,6 +37,7 @@ class PagePool {
   void release_block(int64_t id);
   void release_pages(std::span<const int32_t> pages);
 
+  int64_t touched() const { return touched_; }  // all pages ever taken are below
   int64_t used() const { return total_ - std::ssize(free_) - idle_pages(); }  // by running sequences
 
  private:
@@ -48,6 +49,7 @@ class PagePool {
   int64_t idle_pages() const { return std::ssize(idle_) * pages_per_block_; }
 
   int64_t total_;
+  int64_t touched_ = 0;
   int64_t pages_per_block_;
   std::vector<int32_t> free_;  // the last one is taken first
   std::unordered_map<int64_t, Block> blocks_;
@@ -83,9 +85,10 @@ class Schedule {
   Batch batch() const;  // of step(), by pointers that the next call of next() invalidates
   const Trace& trace() const { return trace_; }
 
-  int64_t finished() const { return finished_; }      // requests
-  int64_t hit_tokens() const { return hit_tokens_; }  // of prompts, found in the cache
-  int64_t peak_pages() const { return peak_pages_; }  // used by running sequences at once
+  int64_t touched_pages() const { return pool_.touched(); }  // all pages of all steps so far are below
+  int64_t finished() const { return finished_; }             // requests
+  int64_t hit_tokens() const { return hit_tokens_; }         // of prompts, found in the cache
+  int64_t peak_pages() const { return peak_pages_; }         // used by running sequences at once
 
  private:
   struct Sequence {
