@@ -211,7 +211,7 @@ typedef struct pm_plan_stats {
   int64_t stored_tokens;  /* new tokens stored in the phase before attention */
   int64_t fused_tokens;   /* new tokens stored by the items that attend to them */
   const char* isa;
-  const char* kernel; /* name of the attention kernel of most items, such as decode_bf16_d128_avx2 */
+  const char* kernel; /* name of the attention kernel of most items, such as attend_bf16_d128_avx512bf16 */
 } pm_plan_stats;
 PM_API pm_status pm_plan_get_stats(const pm_plan* plan, pm_plan_stats* stats);
 
@@ -284,7 +284,7 @@ PM_API pm_status pm_isa_get(int32_t index, pm_isa_info* info); /* best first */
 
 typedef struct pm_kernel_info {
   size_t struct_size;
-  const char* name; /* case_dtypes_dim_isa, such as decode_bf16_d128_avx512bf16 */
+  const char* name; /* attend_<products>_d<head dim, 0 = any>_<isa> */
   const char* isa;
   int32_t head_dim; /* 0 = any */
 } pm_kernel_info;

@@ -78,11 +78,12 @@ class Attend {
         fold_split(row_begin, row_end, !folded);
         folded = true;
       }
-      Block keys, ahead;
+      Block keys;
       stager.load(block, begin, end, keys);
-      const bool prefetch =
-          next && (end < key_end ? stager.ahead(end, key_end, ahead) : ahead_of(*next, ahead));
-      attend_block(block, begin, end, row_begin, row_end, keys, prefetch ? &ahead : nullptr);
+      Ahead ahead;
+      if (next && end < key_end) stager.ahead(end, key_end, ahead);
+      if (next && end >= key_end) ahead_of(*next, ahead);
+      attend_block(block, begin, end, row_begin, row_end, keys, ahead);
       begin = end;
     }
     if (folded) {
@@ -91,14 +92,14 @@ class Attend {
     }
   }
 
-  bool ahead_of(const NextItem& next, Block& out) const {
-    if (!next.item) return false;
+  void ahead_of(const NextItem& next, Ahead& out) const {
+    if (!next.item || next.item->key_begin >= next.item->key_end) return;
     const Stager<Isa> stager(step_, step_.sequences[next.item->seq], next.kv_head, scratch_);
-    return stager.ahead(next.item->key_begin, next.item->key_end, out);
+    stager.ahead(next.item->key_begin, next.item->key_end, out);
   }
 
   void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end, const Block& keys,
-                    const Block* ahead) {
+                    Ahead& ahead) {
     for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
       const int rows = row_end - row < Isa::kTileRows ? row_end - row : Isa::kTileRows;
       Range seen = visible_keys(seq_, step_.window, token_of(row), token_of(row + rows - 1) + 1);
@@ -107,16 +108,15 @@ class Attend {
       if (seen.begin >= seen.end) continue;
       const int first = (seen.begin - block) / kGroupKeys;
       const int groups = (seen.end - block + kGroupKeys - 1) / kGroupKeys - first;
-      const bool prefetch = ahead && row == row_begin;
+      Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
 
       Verbs::template scores<kD>(scratch_.q + int64_t{row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
-                                 rows, keys.k + first, groups, dim_, scratch_.s,
-                                 prefetch ? ahead->k + first : nullptr);
+                                 rows, keys.k + first, groups, dim_, scratch_.s, prefetch);
       weigh(row, rows, block + first * kGroupKeys, begin, end, groups * kGroupKeys);
       const std::byte* weights =
           kBf16Weights ? reinterpret_cast<std::byte*>(scratch_.p) : reinterpret_cast<std::byte*>(scratch_.s);
       Verbs::template accumulate<kD>(weights, rows, keys.v + first, groups, dim_,
-                                     scratch_.o + int64_t{row} * ldo_, prefetch ? ahead->v + first : nullptr);
+                                     scratch_.o + int64_t{row} * ldo_, prefetch);
     }
   }
 

@@ -88,19 +88,17 @@ class Stager {
     }
   }
 
-  // Where the groups of the block that begins with key `begin` lie, for prefetching; false where there is
-  // nothing to gain. Groups outside [begin, end) repeat a neighbour.
-  PM_INLINE bool ahead(int32_t begin, int32_t end, Block& out) const {
-    if (step_.cache.layout != PM_TILES || step_.cache.dtype == PM_F16 || begin >= end) return false;
-    const int32_t block = begin / kBlockKeys * kBlockKeys;
-    KeyPlace place = place_of(step_, seq_, kv_head_, begin / kGroupKeys * kGroupKeys);
-    for (int32_t g = 0; g < kBlockGroups; ++g) {
-      const int32_t key = block + g * kGroupKeys;
-      if (key >= begin && key < end) place = place_of(step_, seq_, kv_head_, key);
-      out.k[g] = place.k;
-      out.v[g] = place.v;
+  // The block of [begin, end) that begins with key `begin`, to be fetched from where it lies; nothing where
+  // packing reads it anyway.
+  PM_INLINE void ahead(int32_t begin, int32_t end, Ahead& out) const {
+    if (step_.cache.layout != PM_TILES) return;
+    const int32_t block_end = begin / kBlockKeys * kBlockKeys + kBlockKeys;
+    out.lines = static_cast<int32_t>(kGroupKeys * step_.head_dim * dtype_bytes(step_.cache.dtype) / 64);
+    for (int32_t key = begin / kGroupKeys * kGroupKeys; key < end && key < block_end; key += kGroupKeys) {
+      const KeyPlace place = place_of(step_, seq_, kv_head_, key);
+      out.chunks[out.num_chunks++] = place.k;
+      out.chunks[out.num_chunks++] = place.v;
     }
-    return true;
   }
 
  private:

@@ -25,11 +25,27 @@ enum class Mma {
   kF32,      // f32 x f32
 };
 
-// To the second level and not the first: with the next 64 KiB block in flight the first level only loses
-// (on Zen 4, read bandwidth reached in decode: T2 0.57-0.70, T0 0.53, none 0.46, NTA 0.50).
-PM_INLINE void prefetch_line(const std::byte* p, int64_t offset) {
-  __builtin_prefetch(p + offset, 0, 1);
-}
+// What the matrix verbs fetch for the next block while they multiply this one: chunks of memory, in order, a
+// few lines for each step of a register block. All of it goes to the second-level cache: with 64 KiB in
+// flight the first level would only lose. Order matters: lines of one chunk follow each other, so that the
+// hardware's stream prefetcher helps.
+struct Ahead {
+  const std::byte* chunks[16];
+  int32_t num_chunks = 0, lines = 0;  // lines of 64 bytes in each chunk
+  int32_t chunk = 0, line = 0;        // the next to fetch
+
+  template <int kLines>
+  PM_INLINE void step() {
+    if (chunk >= num_chunks) return;
+    const std::byte* p = chunks[chunk] + line * 64;
+    PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(p + i * 64, 0, 1);
+    line += kLines;
+    if (line >= lines) {
+      line = 0;
+      ++chunk;
+    }
+  }
+};
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.
 template <int kMost, class F>

@@ -63,7 +63,7 @@ struct VectorMma {
   // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
   template <int kD>
   static PM_INLINE void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k,
-                               int groups, int head_dim, float* s, const std::byte* const* prefetch) {
+                               int groups, int head_dim, float* s, Ahead* prefetch) {
     const int dim = kD ? kD : head_dim;
     int done = 0;
     for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
@@ -76,7 +76,7 @@ struct VectorMma {
         constexpr int kAtOnce = decltype(n_const)::value;
         float* to = s_rows + g * kGroupKeys;
         if (ahead) {
-          scores_block<kD, R, kAtOnce, true>(q_rows, ldq, k + g, dim, to, prefetch + g);
+          scores_block<kD, R, kAtOnce, true>(q_rows, ldq, k + g, dim, to, prefetch);
         } else {
           scores_block<kD, R, kAtOnce, false>(q_rows, ldq, k + g, dim, to, nullptr);
         }
@@ -90,7 +90,7 @@ struct VectorMma {
 
   template <int kD, int R, int kGroupsAtOnce, bool kPrefetch>
   static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k,
-                                       int head_dim, float* s, const std::byte* const* prefetch) {
+                                       int head_dim, float* s, Ahead* prefetch) {
     const int dim = kD ? kD : head_dim;
     constexpr int N = kGroupsAtOnce * kGroupVectors;
     // f32 sums restart every 64 dims: one chain over 512 would lose digits that the f32 bound counts on.
@@ -100,9 +100,7 @@ struct VectorMma {
       F acc[R][N];
       PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
       for (int d = begin; d < end; ++d) {
-        if constexpr (kPrefetch) {
-          PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) prefetch_line(prefetch[g], d * 64);
-        }
+        if constexpr (kPrefetch) prefetch->step<kGroupsAtOnce>();
         Operand<Isa, kMma, N> a;
         PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) PM_UNROLL for (int i = 0; i < kGroupVectors; ++i) {
           a.load(g * kGroupVectors + i, k[g] + d * (kGroupKeys * kLaneBytes) + i * Isa::kLanes * kLaneBytes,
@@ -120,7 +118,7 @@ struct VectorMma {
   // o[r] += sum over keys of p[r][16 g + t] v_{g,t}. p: [rows, kBlockKeys]; o: [rows, padded_dim].
   template <int kD>
   static PM_INLINE void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups,
-                                   int head_dim, float* o, const std::byte* const* prefetch) {
+                                   int head_dim, float* o, Ahead* prefetch) {
     const int dim = kD ? kD : head_dim, ldo = padded_dim(dim);
     constexpr int kMost = Isa::kVectors;
     const int vectors = (dim + Isa::kLanes - 1) / Isa::kLanes;
@@ -128,7 +126,7 @@ struct VectorMma {
     for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
       constexpr int R = decltype(r_const)::value;
       const std::byte* p_rows = p + done * (kBlockKeys * kRowBytes);
-      const std::byte* const* ahead = done == 0 ? prefetch : nullptr;
+      Ahead* ahead = done == 0 ? prefetch : nullptr;
       int begin = 0;
       for_blocks<kMost>(vectors, [&](auto n_const) PM_INLINE_LAMBDA {
         constexpr int N = decltype(n_const)::value;
@@ -159,7 +157,7 @@ struct VectorMma {
   template <int kD, int R, int N, bool kPartial, bool kPrefetch>
   static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups,
                                            int head_dim, int offset, int last_lanes, float* o, int ldo,
-                                           const std::byte* const* prefetch) {
+                                           Ahead* prefetch) {
     const int dim = kD ? kD : head_dim;
     F acc[R][N];
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
@@ -176,11 +174,7 @@ struct VectorMma {
           const int lanes = kPartial && i == N - 1 ? last_lanes : Isa::kLanes;
           a.load(i, v_rows + t * row + i * Isa::kLanes * kLaneBytes, lanes);
         }
-        if constexpr (kPrefetch) {
-          PM_UNROLL for (int i = 0; i < N; i += 16 / Isa::kLanes) {
-            prefetch_line(prefetch[g] + offset + t * row, i * Isa::kLanes * kLaneBytes);
-          }
-        }
+        if constexpr (kPrefetch) prefetch->step<(N * Isa::kLanes + 15) / 16>();
         PM_UNROLL for (int r = 0; r < R; ++r)
             a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
       }

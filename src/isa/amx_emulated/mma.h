@@ -12,7 +12,7 @@ struct TileMma {
   // As VectorMma::scores: a group of keys is a B tile of 16 pairs of dims by 16 keys as it lies.
   template <int kD>
   static void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups,
-                     int head_dim, float* s, const std::byte* const* /*prefetch*/) {
+                     int head_dim, float* s, Ahead* /*prefetch*/) {
     for (int row = 0; row < rows; row += 16) {
       const int m = rows - row < 16 ? rows - row : 16;
       for (int g = 0; g < groups; ++g) {
@@ -32,7 +32,7 @@ struct TileMma {
   // As VectorMma::accumulate: a group of values is a B tile of 8 pairs of keys by 16 dims.
   template <int kD>
   static void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups, int head_dim,
-                         float* o, const std::byte* const* /*prefetch*/) {
+                         float* o, Ahead* /*prefetch*/) {
     const int64_t ldo = padded_dim(head_dim) * 4;
     for (int row = 0; row < rows; row += 16) {
       const int m = rows - row < 16 ? rows - row : 16;
