@@ -2,10 +2,12 @@
 #include <pagemill/pagemill.hpp>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "commands.h"
@@ -50,17 +52,25 @@ std::vector<T> list(int32_t count, Get get) {
   return items;
 }
 
+// More slices than a peak takes when it is made: here no work follows that it must leave the time to.
+template <class Peak>
+double best_of_many(Peak peak) {
+  double best = peak.best();
+  for (int slice = 0; slice < 20; ++slice) best = std::max(best, peak.slice());
+  return best;
+}
+
 void measure_peaks(Info& info) {
   const Pool pool(info.threads);
   const Executor executor = pool.executor();
-  const ReadPeak read(executor, info.threads);
+  ReadPeak read(executor, info.threads);
   info.read_kernel = read.kernel();
-  info.read = read.best();
+  info.read = best_of_many(std::move(read));
   for (const pm_isa_info& isa : info.isas) {
     if (!isa.available) continue;
     const auto add = [&](const char* products, const MultiplyKernel& kernel) {
       info.multiply.push_back(
-          {isa.name, products, kernel.name, MultiplyPeak(executor, info.threads, kernel).best()});
+          {isa.name, products, kernel.name, best_of_many(MultiplyPeak(executor, info.threads, kernel))});
     };
     const MultiplyKernel& bf16 = best_multiply(isa.name, PM_BF16, PM_BF16);
     const MultiplyKernel& f32 = best_multiply(isa.name, PM_F32, PM_F32);
