@@ -233,8 +233,9 @@ TEST(Stats, CountTheBatch) {
   EXPECT_LE(stats.parts, c.config.threads);
   EXPECT_EQ(stats.stored_tokens + stats.fused_tokens, 74);
   EXPECT_THAT(stats.kernel, testing::StartsWith("attend_"));
-  for (const pm_isa_info& info : all_isas())
+  for (const pm_isa_info& info : all_isas()) {
     if (info.selected) EXPECT_STREQ(stats.isa, info.name);
+  }
 }
 
 TEST(Stats, DecodeFusesAllItsStores) {
@@ -254,6 +255,14 @@ TEST(Stats, DecodeFusesAllItsStores) {
   Case reader(spec);
   EXPECT_EQ(Plan(reader.config, reader.batch).stats().fused_tokens, 0);
   EXPECT_EQ(Plan(reader.config, reader.batch).stats().stored_tokens, 0);
+}
+
+TEST(Stats, PrefillOfManyTilesStoresFirst) {
+  Spec spec = small();
+  spec.seqs = {{0, 1000, 1000, {}, {}}, {1, 1, 20, {}, {}}};
+  Case c(spec);
+  EXPECT_EQ(Plan(c.config, c.batch).stats().stored_tokens, 1000);
+  EXPECT_EQ(Plan(c.config, c.batch).stats().fused_tokens, 1);
 }
 
 TEST(Stats, OneLongSequenceIsSplit) {
