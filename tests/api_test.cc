@@ -75,7 +75,7 @@ TEST(Sizes, AMillionTokens) {
 // The pages of c, moved so far up that element offsets pass 2^31, in memory of which only they are touched.
 class HugeCache {
  public:
-  HugeCache(Case& c, int64_t page_elements, int64_t shift) : c_(c) {
+  HugeCache(Case& c, int64_t page_elements, int64_t shift) {
     const size_t bytes = reference::size_of(c.config.cache_dtype);
     const int64_t pages = c.config.num_pages + shift;
     for (GuardedBuffer& buffer : c.cache) {
@@ -102,7 +102,6 @@ class HugeCache {
   bool ready() const { return ready_; }
 
  private:
-  Case& c_;
   std::vector<std::pair<void*, size_t>> maps_;
   bool ready_ = false;
 };
@@ -234,7 +233,8 @@ TEST(Stats, CountTheBatch) {
   EXPECT_EQ(stats.stored_tokens + stats.fused_tokens, 74);
   EXPECT_THAT(stats.kernel, testing::StartsWith("attend_"));
   for (const pm_isa_info& info : all_isas()) {
-    if (info.selected) EXPECT_STREQ(stats.isa, info.name);
+    if (!info.selected) continue;
+    EXPECT_STREQ(stats.isa, info.name);
   }
 }
 
