@@ -47,7 +47,7 @@ std::string make_script(const ReplayReport& report, const std::string& title, co
       fmt::format_to(out, "{} {}\n", steps[i]->roofline_seconds * 1e3, steps[i]->seconds() * 1e3);
     }
     fmt::format_to(out, "END\n");
-    curves += fmt::format(", ${0} with points pointtype 7 pointsize 0.3 linecolor rgb '{1}' title '{0}'",
+    curves += fmt::format(", ${0} with points pointtype 7 pointsize 0.4 linecolor rgb '{1}' title '{0}'",
                           kind.name, kind.color);
   }
   fmt::format_to(out,

@@ -8,20 +8,17 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
-#include <map>
 #include <memory>
 #include <optional>
 
 #include "commands.h"
+#include "options.h"
 #include "peaks.h"
 #include "plot.h"
 #include "replay_report.h"
 
 namespace pagemill {
 namespace {
-
-const std::map<std::string, pm_dtype> kDtypes = {{"f32", PM_F32}, {"bf16", PM_BF16}, {"f16", PM_F16}};
-const std::map<std::string, pm_layout> kLayouts = {{"tiles", PM_TILES}, {"rows", PM_ROWS}};
 
 struct Command {
   std::string trace;
@@ -121,11 +118,9 @@ void add_cache_options(CLI::App& app, Command& c) {
   app.add_option("--pages", c.replay.config.num_pages, "Pages of each layer's cache, instead of --cache-gib")
       ->check(CLI::Range(1, std::numeric_limits<int32_t>::max()))
       ->excludes(gib);
-  app.add_option("--dtype", c.replay.config.dtype, "Of q, new keys and values (bf16)")
-      ->transform(CLI::Transformer(kDtypes));
-  app.add_option("--cache-dtype", c.cache_dtype, "Default: --dtype")->transform(CLI::Transformer(kDtypes));
-  app.add_option("--layout", c.replay.config.layout, "Of the cache (tiles)")
-      ->transform(CLI::Transformer(kLayouts));
+  add_dtype(app, "--dtype", c.replay.config.dtype, "Of q, new keys and values");
+  add_dtype(app, "--cache-dtype", c.cache_dtype, "Default: --dtype");
+  add_layout(app, c.replay.config.layout);
 }
 
 void add_options(CLI::App& app, Command& c) {

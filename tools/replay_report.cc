@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "cpu_caches.h"
+#include "options.h"
 
 namespace pagemill {
 namespace {
@@ -17,10 +18,6 @@ constexpr std::array<const char*, 3> kKinds = {"decode", "prefill", "mixed"};  /
 
 const ReplayTotals& of(const ReplaySummary& summary, StepKind kind) {
   return summary.kind[static_cast<size_t>(kind)];
-}
-
-const char* layout_name(pm_layout layout) {
-  return layout == PM_TILES ? "tiles" : "rows";
 }
 
 // Those that all the work would reach in the least time.
