@@ -182,7 +182,7 @@ const std::vector<Feature> kFeatures = {
     [](Spec& s) { s.window_left = 20; },
     [](Spec& s) { s.window_left = 0; },
     [](Spec& s) { s.window_right = 3, s.causal = false; },
-    [](Spec& s) { s.soft_cap = 5; },
+    [](Spec& s) { s.soft_cap = 1.5; },
     [](Spec& s) { s.sinks = true; },
     [](Spec& s) { s.alibi = true; },
     [](Spec& s) { s.scale = 0.3f; },

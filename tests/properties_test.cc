@@ -69,6 +69,34 @@ void assert_equivalent(const Spec& original, const Spec& changed) {
   if (original.batch_invariant) assert_same_rows(a, b);
 }
 
+// Calls for queries [begin, end) of one sequence of c alone: the rows and keys up to there.
+void run_chunk(Case& c, int seq, int begin, int end) {
+  const pm_args full = reference::with_strides(c.config, c.args);
+  const Sequence& s = c.spec.seqs[seq];
+  const int32_t query_start[] = {0, end - begin}, kv_len[] = {s.kv_len - s.q_len + end};
+  const int32_t position[] = {s.first_position.value_or(s.kv_len - s.q_len) + begin};
+  const int32_t row[] = {c.batch.row_index ? c.batch.row_index[seq] : seq};
+  const uint8_t causal[] = {uint8_t(s.causal.value_or(c.spec.causal))};
+  pm_batch batch = c.batch;
+  batch.num_seqs = 1;
+  batch.num_tokens = end - begin;
+  batch.query_start = query_start, batch.kv_len = kv_len;
+  if (batch.page_table_rows == 0) batch.page_table_rows = c.batch.num_seqs;
+  batch.row_index = row, batch.first_position = position, batch.causal = causal;
+  const int64_t token = c.batch.query_start[seq] + begin;
+  const size_t bytes = reference::size_of(c.config.dtype);
+  pm_args args = full;
+  args.q = static_cast<const std::byte*>(full.q) + token * full.q_stride_token * bytes;
+  if (args.k_new)
+    args.k_new = static_cast<const std::byte*>(full.k_new) + token * full.k_new_stride_token * bytes;
+  if (args.v_new)
+    args.v_new = static_cast<const std::byte*>(full.v_new) + token * full.v_new_stride_token * bytes;
+  args.out = static_cast<std::byte*>(full.out) +
+             token * full.out_stride_token * reference::size_of(c.config.out_dtype);
+  if (args.lse) args.lse = full.lse + token * full.lse_stride_token;
+  attention(c.config, batch, args);
+}
+
 RC_GTEST_PROP(Property, PagesMayLieAnywhere, ()) {
   Spec spec = any_spec(), changed = spec;
   changed.page_seed = spec.page_seed + 1;
@@ -98,6 +126,31 @@ RC_GTEST_PROP(Property, ThreadsAndSplitsDoNotMatter, ()) {
   assert_equivalent(spec, changed);
 }
 
+// Thousands of keys, so that batch-invariant splits end inside.
+RC_GTEST_PROP(Property, LongContextsAreInvariant, ()) {
+  Spec spec = any_spec();
+  RC_PRE(spec.layout != PM_NO_CACHE);
+  spec.num_kv_heads = 1, spec.num_heads = 2;
+  spec.batch_invariant = true;
+  spec.causal = true;
+  spec.threads = 1;
+  const int kv_len = *rc::gen::inRange(1000, 5000), q_len = *rc::gen::inRange(1, 20);
+  spec.seqs = {{0, q_len, kv_len, {}, {}}};
+  Spec split = spec, crowded = spec;
+  split.threads = *rc::gen::inRange(2, 40);
+  crowded.seqs = {{1, 1, 3000, {}, {}}, spec.seqs[0], {2, 30, 40, {}, {}}};
+  Case a(spec), b(split), c(crowded), chunked(spec);
+  run(a);
+  run(b);
+  run(c);
+  for (int query = 0; query < q_len; ++query) run_chunk(chunked, 0, query, query + 1);
+  assert_right(a);
+  assert_same_rows(a, b);
+  assert_same_rows(a, chunked);
+  for (int i = 0; i < q_len; ++i)
+    for (int h = 0; h < 2; ++h) RC_ASSERT(same_row(a, 0, c, 1, i, h));
+}
+
 RC_GTEST_PROP(Property, MemoryFormsDoNotMatter, ()) {
   Spec spec = any_spec(), changed = spec;
   changed.tokens = TokenForm(*rc::gen::inRange(0, 3));
@@ -107,34 +160,6 @@ RC_GTEST_PROP(Property, MemoryFormsDoNotMatter, ()) {
   changed.table_padding = 2;
   changed.row_index = !spec.row_index;
   assert_equivalent(spec, changed);
-}
-
-// Calls for queries [begin, end) of one sequence of c alone: the rows and keys up to there.
-void run_chunk(Case& c, int seq, int begin, int end) {
-  const pm_args full = reference::with_strides(c.config, c.args);
-  const Sequence& s = c.spec.seqs[seq];
-  const int32_t query_start[] = {0, end - begin}, kv_len[] = {s.kv_len - s.q_len + end};
-  const int32_t position[] = {s.first_position.value_or(s.kv_len - s.q_len) + begin};
-  const int32_t row[] = {c.batch.row_index ? c.batch.row_index[seq] : seq};
-  const uint8_t causal[] = {uint8_t(s.causal.value_or(c.spec.causal))};
-  pm_batch batch = c.batch;
-  batch.num_seqs = 1;
-  batch.num_tokens = end - begin;
-  batch.query_start = query_start, batch.kv_len = kv_len;
-  if (batch.page_table_rows == 0) batch.page_table_rows = c.batch.num_seqs;
-  batch.row_index = row, batch.first_position = position, batch.causal = causal;
-  const int64_t token = c.batch.query_start[seq] + begin;
-  const size_t bytes = reference::size_of(c.config.dtype);
-  pm_args args = full;
-  args.q = static_cast<const std::byte*>(full.q) + token * full.q_stride_token * bytes;
-  if (args.k_new)
-    args.k_new = static_cast<const std::byte*>(full.k_new) + token * full.k_new_stride_token * bytes;
-  if (args.v_new)
-    args.v_new = static_cast<const std::byte*>(full.v_new) + token * full.v_new_stride_token * bytes;
-  args.out = static_cast<std::byte*>(full.out) +
-             token * full.out_stride_token * reference::size_of(c.config.out_dtype);
-  if (args.lse) args.lse = full.lse + token * full.lse_stride_token;
-  attention(c.config, batch, args);
 }
 
 RC_GTEST_PROP(Property, PrefillMayComeInChunks, ()) {

@@ -66,7 +66,7 @@ void choose_features(Random& random, Spec& s) {
   s.sinks = random.chance(20);
   s.alibi = random.chance(20);
   if (random.chance(20)) s.scale = float(random.between(1, 40)) / 100;
-  if (random.chance(20)) s.soft_cap = float(random.between(2, 50));
+  if (random.chance(20)) s.soft_cap = float(random.between(2, 50)) / 2;
   auto factor = [&] { return random.pick({0.5f, 2.0f, 0.7f, 1.3f}); };
   if (random.chance(20)) s.q_scale = factor();
   if (random.chance(20)) s.k_scale = factor();
