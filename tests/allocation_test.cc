@@ -24,6 +24,9 @@ void* operator new(size_t bytes) {
 void* operator new(size_t bytes, std::align_val_t alignment) {
   return counted(bytes, size_t(alignment));
 }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  return counted(bytes, alignof(std::max_align_t));
+}
 void operator delete(void* p) noexcept {
   std::free(p);
 }

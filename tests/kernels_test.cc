@@ -19,15 +19,16 @@ int stride() {
 constexpr pm_dtype kDtypes[] = {PM_F32, PM_BF16, PM_F16};
 constexpr pm_layout kLayouts[] = {PM_TILES, PM_ROWS, PM_NO_CACHE};
 
-std::vector<Sequence> sequences(const std::vector<std::pair<int, int>>& lengths) {
-  std::vector<Sequence> seqs;
+std::vector<SequenceSpec> sequences(const std::vector<std::pair<int, int>>& lengths) {
+  std::vector<SequenceSpec> seqs;
   for (auto [q_len, kv_len] : lengths) seqs.push_back({int(seqs.size()), q_len, kv_len, {}, {}});
   return seqs;
 }
 
-const std::vector<Sequence> kDecode = sequences({{1, 37}, {1, 1}, {1, 130}, {1, 16}});
-const std::vector<Sequence> kPrefill = sequences({{40, 40}, {17, 72}});
-const std::vector<Sequence> kMixed = sequences({{1, 37}, {5, 5}, {3, 130}, {0, 9}, {0, 0}, {1, 1}, {40, 72}});
+const std::vector<SequenceSpec> kDecode = sequences({{1, 37}, {1, 1}, {1, 130}, {1, 16}});
+const std::vector<SequenceSpec> kPrefill = sequences({{40, 40}, {17, 72}});
+const std::vector<SequenceSpec> kMixed =
+    sequences({{1, 37}, {5, 5}, {3, 130}, {0, 9}, {0, 0}, {1, 1}, {40, 72}});
 
 Spec base(const char* isa, pm_layout layout = PM_TILES) {
   static uint64_t seed = 0;
@@ -44,7 +45,7 @@ Spec base(const char* isa, pm_layout layout = PM_TILES) {
 // Without a cache every sequence has its new keys alone.
 Spec fitted(Spec spec) {
   if (spec.layout == PM_NO_CACHE)
-    for (Sequence& s : spec.seqs) s.kv_len = s.q_len = std::min(s.q_len, s.kv_len);
+    for (SequenceSpec& s : spec.seqs) s.kv_len = s.q_len = std::min(s.q_len, s.kv_len);
   return spec;
 }
 

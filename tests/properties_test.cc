@@ -72,7 +72,7 @@ void assert_equivalent(const Spec& original, const Spec& changed) {
 // Calls for queries [begin, end) of one sequence of c alone: the rows and keys up to there.
 void run_chunk(Case& c, int seq, int begin, int end) {
   const pm_args full = reference::with_strides(c.config, c.args);
-  const Sequence& s = c.spec.seqs[seq];
+  const SequenceSpec& s = c.spec.seqs[seq];
   const int32_t query_start[] = {0, end - begin}, kv_len[] = {s.kv_len - s.q_len + end};
   const int32_t position[] = {s.first_position.value_or(s.kv_len - s.q_len) + begin};
   const int32_t row[] = {c.batch.row_index ? c.batch.row_index[seq] : seq};
@@ -112,7 +112,7 @@ RC_GTEST_PROP(Property, SequencesMayComeInAnyOrder, ()) {
 
 RC_GTEST_PROP(Property, NeighboursDoNotMatter, ()) {
   Spec spec = any_spec();
-  for (Sequence& s : spec.seqs) s.parent = -1, s.shared_pages = 0;
+  for (SequenceSpec& s : spec.seqs) s.parent = -1, s.shared_pages = 0;
   RC_PRE(!spec.seqs.empty());
   Spec changed = spec;
   changed.seqs = {spec.seqs[spec.seed % spec.seqs.size()]};
@@ -167,7 +167,7 @@ RC_GTEST_PROP(Property, PrefillMayComeInChunks, ()) {
   RC_PRE(spec.layout != PM_NO_CACHE);
   // A query sees no key that comes in a later chunk.
   spec.causal = true;
-  for (Sequence& s : spec.seqs) {
+  for (SequenceSpec& s : spec.seqs) {
     s.causal.reset(), s.first_position.reset();
     s.kv_len = std::max(s.kv_len, s.q_len);
   }

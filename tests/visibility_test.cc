@@ -50,14 +50,14 @@ void save(Case& c) {
 }
 
 // The rule of pagemill.h, key by key.
-bool sees(const Spec& spec, const Sequence& s, int query, int j) {
+bool sees(const Spec& spec, const SequenceSpec& s, int query, int j) {
   int position = s.first_position.value_or(s.kv_len - s.q_len) + query;
   if (s.causal.value_or(spec.causal) && j > position) return false;
   if (spec.window_left >= 0 && j < position - spec.window_left) return false;
   return spec.window_right < 0 || j <= position + spec.window_right;
 }
 
-bool seen_by_any(const Spec& spec, const Sequence& s, int j) {
+bool seen_by_any(const Spec& spec, const SequenceSpec& s, int j) {
   for (int i = 0; i < s.q_len; ++i)
     if (sees(spec, s, i, j)) return true;
   return false;
@@ -139,7 +139,7 @@ TEST_P(Visibility, PositionsPerSequenceAndCrossAttention) {
         Spec spec = uniform(isa, layout, PM_F32);
         spec.window_left = left, spec.window_right = right_side;
         if (layout == PM_NO_CACHE) {
-          for (Sequence& s : spec.seqs) s.kv_len = s.q_len;
+          for (SequenceSpec& s : spec.seqs) s.kv_len = s.q_len;
         } else {
           spec.seqs[0].first_position = 3;
           spec.seqs[2].first_position = 70;

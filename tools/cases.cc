@@ -73,7 +73,7 @@ std::vector<std::vector<int>> place_pages(const Spec& spec, int* num_pages) {
   std::vector<std::vector<int>> pages(spec.seqs.size());
   int used = 0;
   auto place = [&](auto& self, size_t seq) -> void {
-    const Sequence& s = spec.seqs[seq];
+    const SequenceSpec& s = spec.seqs[seq];
     int count = (s.kv_len + spec.page_size - 1) / spec.page_size;
     if (!pages[seq].empty()) return;
     for (size_t other = 0; s.parent >= 0 && other < spec.seqs.size(); ++other) {
@@ -95,7 +95,7 @@ std::vector<std::vector<int>> place_pages(const Spec& spec, int* num_pages) {
 
 // The sequence (its index) from which seq has page number `page`.
 int owner(const Spec& spec, int seq, int64_t page) {
-  const Sequence& s = spec.seqs[seq];
+  const SequenceSpec& s = spec.seqs[seq];
   if (s.parent < 0 || page >= s.shared_pages) return seq;
   for (size_t other = 0; other < spec.seqs.size(); ++other)
     if (spec.seqs[other].id == s.parent) return owner(spec, int(other), page);
@@ -146,7 +146,7 @@ void Case::add_sequences() {
   std::vector<int32_t> query_start{0}, kv_len, first_position;
   std::vector<uint8_t> causal;
   bool positions = false, causal_flags = false;
-  for (const Sequence& s : spec.seqs) {
+  for (const SequenceSpec& s : spec.seqs) {
     query_start.push_back(query_start.back() + s.q_len);
     kv_len.push_back(s.kv_len);
     first_position.push_back(s.first_position.value_or(s.kv_len - s.q_len));
@@ -199,7 +199,7 @@ void Case::add_tokens() {
     int seq = 0;
     for (int64_t token = 0; token < real_rows; ++token) {
       while (token >= batch.query_start[seq + 1]) ++seq;
-      const Sequence& s = spec.seqs[seq];
+      const SequenceSpec& s = spec.seqs[seq];
       int64_t j = token - batch.query_start[seq] + s.kv_len - s.q_len;
       for (int64_t head = 0; head < num_heads; ++head) {
         Normals normals(spec.seed, tensor, s.id, j, head);
@@ -317,7 +317,7 @@ void Case::fill_cache(const std::vector<std::vector<int>>& pages) {
   for (int b = 0; b < batch.num_seqs; ++b) {
     Range range = seen(*this, b);
     for (int64_t j = range.begin; j < range.end; ++j) {
-      const Sequence& s = spec.seqs[owner(spec, b, j / P)];
+      const SequenceSpec& s = spec.seqs[owner(spec, b, j / P)];
       if (writes(spec) && j < s.kv_len && j >= s.kv_len - s.q_len) continue;  // left to the run
       int page = pages[b][j / P], slot = int(j % P);
       for (int head = 0; head < spec.num_kv_heads; ++head) {

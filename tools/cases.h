@@ -22,7 +22,7 @@ enum class TokenForm { kContiguous, kFused, kPadded };  // kFused: q, k_new, v_n
 // contiguous.
 enum class CacheForm { kContiguous, kHeadMajor, kPadded, kInterleaved, kPaired };
 
-struct Sequence {
+struct SequenceSpec {
   int id;  // its data depend on the seed and this: they follow it when sequences are reordered
   int q_len, kv_len;
   std::optional<int> first_position;
@@ -43,7 +43,7 @@ struct Spec {
   int threads = 2;
   const char* isa = nullptr;
 
-  std::vector<Sequence> seqs;
+  std::vector<SequenceSpec> seqs;
   int padding_tokens = 0;  // rows of q and out past the last sequence
   bool row_index = false;
   int table_padding = 0;  // entries between rows of the page table

@@ -75,7 +75,7 @@ void choose_features(Random& random, Spec& s) {
 }
 
 // q_len and kv_len of one sequence from about `pairs` query-key pairs.
-void choose_lengths(Random& random, const Spec& s, double pairs, bool decode, Sequence& q) {
+void choose_lengths(Random& random, const Spec& s, double pairs, bool decode, SequenceSpec& q) {
   const int longest = int(std::clamp(pairs, 1.0, 1500.0));
   if (random.chance(5)) {
     q.q_len = 0;
@@ -94,7 +94,7 @@ void choose_lengths(Random& random, const Spec& s, double pairs, bool decode, Se
 }
 
 // Pages that `parent` has whole and that the sequence does not write. They may hold new tokens of the parent.
-int shareable_pages(const Spec& s, const Sequence& parent, const Sequence& child) {
+int shareable_pages(const Spec& s, const SequenceSpec& parent, const SequenceSpec& child) {
   return std::min(parent.kv_len, child.kv_len - child.q_len) / s.page_size;
 }
 
@@ -105,12 +105,12 @@ void choose_sequences(Random& random, const Limits& limits, Spec& s) {
   const int decode_percent = random.pick({0, 0, 50, 90, 100, 100});
   const bool positions = random.chance(10), causal_flags = random.chance(15), sharing = random.chance(40);
   for (int b = 0; b < B; ++b) {
-    Sequence q{b, 0, 0, {}, {}, -1, 0};
+    SequenceSpec q{b, 0, 0, {}, {}, -1, 0};
     if (causal_flags) q.causal = random.chance(50);
     choose_lengths(random, s, pairs, random.chance(decode_percent), q);
     if (positions) q.first_position = random.between(0, q.kv_len + 3);
     if (sharing && b > 0 && s.layout != PM_NO_CACHE) {
-      const Sequence& parent = s.seqs[random.between(0, b - 1)];
+      const SequenceSpec& parent = s.seqs[random.between(0, b - 1)];
       int pages = shareable_pages(s, parent, q);
       if (pages > 0) q.parent = parent.id, q.shared_pages = random.between(1, pages);
     }
@@ -154,7 +154,7 @@ std::string describe(const Spec& s) {
   if (s.soft_cap > 0) text += fmt::format(" soft_cap {}", s.soft_cap);
   text += fmt::format(" scale {} q/k/v_scale {},{},{} amplitude {}; sequences (q_len/kv_len):", s.scale,
                       s.q_scale, s.k_scale, s.v_scale, s.amplitude);
-  for (const Sequence& q : s.seqs) {
+  for (const SequenceSpec& q : s.seqs) {
     text += fmt::format(" {}/{}", q.q_len, q.kv_len);
     if (q.first_position) text += fmt::format("@{}", *q.first_position);
     if (q.causal) text += *q.causal ? "c" : "n";
