@@ -56,8 +56,7 @@ PM_NOINLINE void convert_row(const std::byte* src, pm_dtype src_dtype, std::byte
 // Sixteen rows of D elements into one group: K [D/r][16][r], V [16/r][D][r].
 template <class Isa>
 PM_INLINE void pack_keys(const std::byte* const* rows, int head_dim, int64_t element, std::byte* dst) {
-  Isa::transpose(reinterpret_cast<const uint32_t* const*>(rows), head_dim * static_cast<int>(element) / 4,
-                 reinterpret_cast<uint32_t*>(dst));
+  Isa::transpose(rows, head_dim * static_cast<int>(element) / 4, reinterpret_cast<uint32_t*>(dst));
 }
 
 template <class Isa>

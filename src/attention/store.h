@@ -45,7 +45,7 @@ class TokenStore {
   // Tiles: sixteen tokens that fill a group.
   void tile_group(int32_t token) const {
     const KeyPlace group = place_of(step_, seq_, kv_head_, key_of(token));
-    const std::byte* rows[kGroupKeys];
+    const std::byte* rows[kGroupKeys] = {};
     convert_rows(step_.k_new, token, step_.k_scale, rows);
     pack_keys<Isa>(rows, step_.head_dim, element(), const_cast<std::byte*>(group.k));
     convert_rows(step_.v_new, token, step_.v_scale, rows);

@@ -1,5 +1,6 @@
-// Defines an ISA's rows of THE list. Before including: PM_THIS_ISA(mma, dim) through PM_KERNEL_<isa>, PM_ISA
-// (type), PM_VERBS(mma) (its matrix verbs).
+// Defines the rows of THE list that belong to one ISA. Its unit first defines PM_ISA (the type with the
+// vector layer), PM_VERBS(mma) (its matrix verbs) and, for each ISA of the list, PM_KERNEL_<isa> as
+// PM_DEFINE_KERNEL or PM_NO_KERNEL.
 #pragma once
 
 #include "attention/attend.h"

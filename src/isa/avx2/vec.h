@@ -103,13 +103,13 @@ struct Avx2 {
   }
 
   // dst[i][t] = rows[t][i] for i < n: 16 rows of n 32-bit words, n a multiple of 4.
-  static PM_INLINE void transpose(const uint32_t* const* rows, int n, uint32_t* dst) {
+  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
     for (int i = 0; i < n; i += 4) {
       PM_UNROLL for (int half = 0; half < 16; half += 8) {
         __m256 r[4];  // r[j]: words of row half + j, then of row half + j + 4
         PM_UNROLL for (int j = 0; j < 4; ++j) {
-          const auto low = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j] + i));
-          const auto high = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j + 4] + i));
+          const auto low = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j] + 4 * i));
+          const auto high = _mm_loadu_ps(reinterpret_cast<const float*>(rows[half + j + 4] + 4 * i));
           r[j] = _mm256_set_m128(high, low);
         }
         const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);

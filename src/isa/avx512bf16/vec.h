@@ -102,11 +102,11 @@ struct Avx512Bf16 {
   }
 
   // dst[i][t] = rows[t][i] for i < n: 16 rows of n 32-bit words.
-  static PM_INLINE void transpose(const uint32_t* const* rows, int n, uint32_t* dst) {
+  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
     for (int i = 0; i < n; i += 16) {
       const int words = n - i < 16 ? n - i : 16;
       __m512i r[16], t[16];
-      PM_UNROLL for (int j = 0; j < 16; ++j) r[j] = _mm512_maskz_loadu_epi32(first(words), rows[j] + i);
+      PM_UNROLL for (int j = 0; j < 16; ++j) r[j] = _mm512_maskz_loadu_epi32(first(words), rows[j] + 4 * i);
       PM_UNROLL for (int j = 0; j < 16; j += 2) {
         t[j] = _mm512_unpacklo_epi32(r[j], r[j + 1]);
         t[j + 1] = _mm512_unpackhi_epi32(r[j], r[j + 1]);

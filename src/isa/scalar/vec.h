@@ -71,9 +71,9 @@ struct ScalarVec {
   static PM_INLINE void store_f16(uint16_t* p, F x, int) { *p = f32_to_f16(x); }
   static PM_INLINE void store_weights(uint16_t* p, F x) { *p = f32_to_bf16(x); }
 
-  static PM_INLINE void transpose(const uint32_t* const* rows, int n, uint32_t* dst) {
+  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
     for (int i = 0; i < n; ++i) {
-      for (int t = 0; t < 16; ++t) dst[i * 16 + t] = rows[t][i];
+      for (int t = 0; t < 16; ++t) std::memcpy(dst + i * 16 + t, rows[t] + 4 * i, 4);
     }
   }
 };
