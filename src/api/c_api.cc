@@ -213,7 +213,7 @@ pm_status pm_pool_create(int32_t threads, pm_pool** pool) {
   if (threads < 0 || threads > 4096)
     return fail(PM_INVALID_ARGUMENT, "threads = %d: expected 0 to 4096", threads);
   try {
-    *pool = new pm_pool{Pool(threads ? threads : pm_default_threads())};
+    *pool = new pm_pool{ThreadPool(threads ? threads : pm_default_threads())};
   } catch (const std::exception& error) {
     return fail(PM_OUT_OF_MEMORY, "threads = %d: %s", threads, error.what());
   }

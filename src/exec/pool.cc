@@ -40,7 +40,7 @@ bool spin(Done done) {
 
 }  // namespace
 
-struct Pool::State {
+struct ThreadPool::State {
   explicit State(int32_t threads) {
     workers.reserve(static_cast<size_t>(threads - 1));
     try {
@@ -117,19 +117,20 @@ struct Pool::State {
   std::vector<std::thread> workers;
 };
 
-Pool::Pool(int32_t threads) : threads_(threads), owner_(getpid()), state_(std::make_unique<State>(threads)) {}
+ThreadPool::ThreadPool(int32_t threads)
+    : threads_(threads), owner_(getpid()), state_(std::make_unique<State>(threads)) {}
 
-Pool::~Pool() {
+ThreadPool::~ThreadPool() {
   if (owner_ != getpid()) (void)state_.release();  // its threads stayed with the parent
 }
 
-void Pool::restart_after_fork() {
+void ThreadPool::restart_after_fork() {
   (void)state_.release();
   state_ = std::make_unique<State>(threads_);
   owner_ = getpid();
 }
 
-void Pool::parallel_for(int32_t n, void (*task)(void*, int32_t), void* arg) {
+void ThreadPool::parallel_for(int32_t n, void (*task)(void*, int32_t), void* arg) {
   if (owner_ != getpid()) restart_after_fork();
   const std::scoped_lock lock(state_->one_at_a_time);
   state_->task = task;
@@ -139,20 +140,20 @@ void Pool::parallel_for(int32_t n, void (*task)(void*, int32_t), void* arg) {
   }
 }
 
-pm_executor Pool::executor() {
+pm_executor ThreadPool::executor() {
   pm_executor executor = PM_EXECUTOR_INIT;
   executor.context = this;
   executor.parallel_for = [](void* context, int32_t n, void (*task)(void*, int32_t), void* arg) {
-    static_cast<Pool*>(context)->parallel_for(n, task, arg);
+    static_cast<ThreadPool*>(context)->parallel_for(n, task, arg);
   };
   return executor;
 }
 
 pm_status default_executor(pm_executor& out) {
   static std::once_flag once;
-  static Pool* pool = nullptr;  // never destroyed: threads may still run it while the process exits
+  static ThreadPool* pool = nullptr;  // never destroyed: threads may still run it while the process exits
   try {
-    std::call_once(once, [] { pool = new Pool(pm_default_threads()); });
+    std::call_once(once, [] { pool = new ThreadPool(pm_default_threads()); });
   } catch (const std::exception& error) {
     return fail(PM_OUT_OF_MEMORY, "the process's pool: %s", error.what());
   }

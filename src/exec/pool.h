@@ -1,4 +1,4 @@
-// A pool of threads that take the tasks of one parallel_for at a time.
+// Threads that take the tasks of one parallel_for at a time.
 #pragma once
 
 #include <pagemill/pagemill.h>
@@ -8,10 +8,10 @@
 
 namespace pagemill {
 
-class Pool {
+class ThreadPool {
  public:
-  explicit Pool(int32_t threads);  // throws std::bad_alloc or std::system_error
-  ~Pool();
+  explicit ThreadPool(int32_t threads);  // throws std::bad_alloc or std::system_error
+  ~ThreadPool();
   void parallel_for(int32_t n, void (*task)(void*, int32_t), void* arg);
   pm_executor executor();
 
@@ -30,5 +30,5 @@ pm_status default_executor(pm_executor& out);
 }  // namespace pagemill
 
 struct pm_pool {
-  pagemill::Pool pool;
+  pagemill::ThreadPool pool;
 };
