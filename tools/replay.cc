@@ -148,9 +148,9 @@ ReplayReport replay(const Trace& trace, const ReplayOptions& options, const pm_e
                     const std::function<PeakRates()>& measure_peaks,
                     const std::function<void(const ReplayReport&)>& on_step) {
   Runner runner(trace, options, executor);
-  const auto start = WallClock::now();
   runner.settle(measure_peaks());
-  auto measured = WallClock::now();
+  const auto start = WallClock::now();
+  auto measured = start;
   while (runner.next()) {
     runner.run_step();
     on_step(runner.report());

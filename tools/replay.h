@@ -20,8 +20,8 @@ struct ReplayOptions {
   int layers = 1;
   int max_seqs = 128;
   int32_t budget = 2048;  // tokens of a step
-  double seconds = 0;     // of wall time, after which no further step begins; 0 = until all requests are done
-  int verify = 0;         // rows of a step that are checked
+  double seconds = 0;  // from the first step on, after which no other begins; 0 = until all requests are done
+  int verify = 0;      // rows of a step that are checked
 };
 
 // All layers of one step.
