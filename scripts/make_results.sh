@@ -14,8 +14,8 @@ measure() {
   shift 2
   echo "$label" >&2
   "$pagemill" "$@" --json >"$lines/json"
-  tail -n 1 "$lines/json" | jq -r --arg ratio "$ratio" --arg label "$label" --arg command "pagemill $*" \
-    '[$label, $command, $ratio, .[$ratio]] | @tsv' >>"$lines/rows"
+  tail -n 1 "$lines/json" | jq -r --arg ratio "$ratio" --arg work "$label" --arg command "pagemill $*" \
+    '[$work, $command, $ratio, .[$ratio]] | @tsv' >>"$lines/rows"
 }
 
 for model in llama3-8b qwen3-8b gemma3-4b gpt-oss-20b; do
@@ -28,7 +28,7 @@ measure roofline 'decodes with a prefill chunk, llama3-8b' bench mixed --model l
 measure roofline 'replay of azure2023_conv, llama3-8b' replay traces/azure2023_conv.csv --seconds 60 --verify
 
 {
-  echo "Median of many repetitions on $("$pagemill" info --json | jq -r '"\(.cpu), \(.threads) threads, `\(.isa)`"'),"
+  echo "Median of many repetitions on $("$pagemill" info --json | jq -r '"\(.cpu), \(.threads) threads, `\(.isas[] | select(.selected).name)`"'),"
   echo "bf16, pages of 16 tokens, layout \`tiles\` unless named:"
   echo
   echo '| work | of the peak | ratio |'
@@ -47,15 +47,13 @@ set terminal svg size 860,420 font 'sans-serif,13' background 'white'
 set output 'docs/results.svg'
 set datafile separator '\t'
 set style fill solid 0.85
-set boxwidth 0.6
-set yrange [0:1]
-set ylabel 'ratio to the measured peak'
-set grid y
+set xrange [0:1]
+set yrange [*:*] reverse
+set xlabel 'ratio to the measured peak'
+set ytics noenhanced
+set grid x
 unset key
-set xtics rotate by -30 noenhanced
-set bmargin 9
-set rmargin 12
-plot '$lines/rows' using 0:4:xtic(1) with boxes linecolor rgb '#4477aa'
+plot '$lines/rows' using (0):0:(0):4:(\$0-0.3):(\$0+0.3):ytic(1) with boxxyerror linecolor rgb '#4477aa'
 PLOT
 
 awk -v table="$lines/table" '
