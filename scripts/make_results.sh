@@ -49,6 +49,7 @@ set datafile separator '\t'
 set style fill solid 0.85
 set xrange [0:1]
 set yrange [*:*] reverse
+set offsets 0, 0, 0.6, 0.6
 set xlabel 'ratio to the measured peak'
 set ytics noenhanced
 set grid x
