@@ -1,17 +1,17 @@
-/* A C11 program that uses nothing but pagemill.h: builds a plan, runs a step of two sequences, and compares with
- * results that follow from its inputs (all scores equal, so that outputs are means of values). */
+/* A C11 program that uses nothing but pagemill.h: builds a plan, runs a step of two sequences, and compares
+ * with results that follow from its inputs (all scores equal, so that outputs are means of values). */
 #include <math.h>
 #include <pagemill/pagemill.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define EXPECT(condition)                                                                   \
-  do {                                                                                      \
-    if (!(condition)) {                                                                     \
+#define EXPECT(condition)                                                                  \
+  do {                                                                                     \
+    if (!(condition)) {                                                                    \
       fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, pm_last_error()); \
-      exit(1);                                                                              \
-    }                                                                                       \
+      exit(1);                                                                             \
+    }                                                                                      \
   } while (0)
 
 enum { kHeads = 2, kDim = 16, kPage = 4, kPages = 4, kTokens = 4 };
@@ -49,7 +49,8 @@ static pm_batch make_batch(void) {
   return batch;
 }
 
-/* q = 0; v of key j of sequence s is 10 s + j in every dim. Cached keys are random, what follows them is NaN. */
+/* q = 0; v of key j of sequence s is 10 s + j in every dim. Cached keys are random, what follows them is NaN.
+ */
 static pm_args make_args(struct step* s) {
   pm_args args = PM_ARGS_INIT;
   memset(s, 0xff, sizeof *s);
