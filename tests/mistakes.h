@@ -22,7 +22,7 @@ inline Spec good(pm_layout layout = PM_TILES) {
   spec.window_left = 100, spec.window_right = 100;
   spec.sinks = spec.alibi = true;
   if (layout == PM_NO_CACHE)
-    for (Sequence& s : spec.seqs) s.kv_len = s.q_len;
+    for (SequenceSpec& s : spec.seqs) s.kv_len = s.q_len;
   return spec;
 }
 

@@ -32,6 +32,38 @@ PM_INLINE KeyPlace place_of(const Step& step, const Sequence& seq, int32_t kv_he
           c.v + (page * c.v_page + kv_head * c.v_head + slot * v_token) * element};
 }
 
+// Keys of the layouts PM_ROWS and PM_NO_CACHE one after the other, without a division for each.
+class RowWalk {
+ public:
+  PM_INLINE RowWalk(const Step& step, const Sequence& seq, int32_t kv_head, int32_t key)
+      : cache_(step.cache), element_(dtype_bytes(step.cache.dtype)), kv_head_(kv_head) {
+    if (cache_.layout == PM_NO_CACHE) {
+      slot_ = int64_t{seq.query_begin} + key;
+      return;
+    }
+    page_ = step.pages + seq.page_bias + key / cache_.page_size;
+    slot_ = key % cache_.page_size;
+  }
+
+  PM_INLINE KeyPlace next() {
+    const int64_t page = page_ ? *page_ : 0;
+    const KeyPlace place{
+        cache_.k + (page * cache_.k_page + kv_head_ * cache_.k_head + slot_ * cache_.k_token) * element_,
+        cache_.v + (page * cache_.v_page + kv_head_ * cache_.v_head + slot_ * cache_.v_token) * element_};
+    if (++slot_ == cache_.page_size && page_) {
+      slot_ = 0;
+      ++page_;
+    }
+    return place;
+  }
+
+ private:
+  const CacheView& cache_;
+  const int64_t element_, kv_head_;
+  const int32_t* page_ = nullptr;  // entry of the page table; none without a cache
+  int64_t slot_;
+};
+
 // Copies a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no product.
 template <class Isa>
 PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t element, int begin, int end,
@@ -88,16 +120,24 @@ class Stager {
     }
   }
 
-  // The block of [begin, end) that begins with key `begin`, to be fetched from where it lies; nothing where
-  // packing reads it anyway.
+  // The part of [begin, end) that lies in the block of key `begin`, to be fetched from where it lies.
   PM_INLINE void ahead(int32_t begin, int32_t end, Ahead& out) const {
-    if (step_.cache.layout != PM_TILES) return;
     const int32_t block_end = begin / kBlockKeys * kBlockKeys + kBlockKeys;
-    out.lines = static_cast<int32_t>(kGroupKeys * step_.head_dim * dtype_bytes(step_.cache.dtype) / 64);
-    for (int32_t key = begin / kGroupKeys * kGroupKeys; key < end && key < block_end; key += kGroupKeys) {
-      const KeyPlace place = place_of(step_, seq_, kv_head_, key);
+    if (end > block_end) end = block_end;
+    const int64_t row_bytes = step_.head_dim * dtype_bytes(step_.cache.dtype);
+    const auto add = [&](const KeyPlace& place) {
       out.chunks[out.num_chunks++] = place.k;
       out.chunks[out.num_chunks++] = place.v;
+    };
+    if (step_.cache.layout == PM_TILES) {
+      out.lines = static_cast<int32_t>(kGroupKeys * row_bytes / 64);
+      for (int32_t key = begin / kGroupKeys * kGroupKeys; key < end; key += kGroupKeys) {
+        add(place_of(step_, seq_, kv_head_, key));
+      }
+    } else {
+      out.lines = static_cast<int32_t>((row_bytes + 63) / 64);
+      RowWalk walk(step_, seq_, kv_head_, begin);
+      for (int32_t key = begin; key < end; ++key) add(walk.next());
     }
   }
 
@@ -138,11 +178,12 @@ class Stager {
     alignas(64) static constexpr float kZeros[kMaxHeadDim] = {};
     const std::byte* k_rows[kGroupKeys];
     const std::byte* v_rows[kGroupKeys];
+    RowWalk walk(step_, seq_, kv_head_, key + first);
+    const auto* zeros = reinterpret_cast<const std::byte*>(kZeros);
     for (int t = 0; t < kGroupKeys; ++t) {
-      const bool inside = t >= first && t < last;
-      const KeyPlace place = inside ? place_of(step_, seq_, kv_head_, key + t) : KeyPlace{};
-      k_rows[t] = inside ? place.k : reinterpret_cast<const std::byte*>(kZeros);
-      v_rows[t] = inside ? place.v : reinterpret_cast<const std::byte*>(kZeros);
+      const KeyPlace place = t >= first && t < last ? walk.next() : KeyPlace{zeros, zeros};
+      k_rows[t] = place.k;
+      v_rows[t] = place.v;
     }
     const int dim = step_.head_dim;
     const int64_t element = step_.cache.dtype == PM_BF16 ? 2 : 4;

@@ -30,7 +30,8 @@ enum class Mma {
 // flight the first level would only lose. Order matters: lines of one chunk follow each other, so that the
 // hardware's stream prefetcher helps.
 struct Ahead {
-  const std::byte* chunks[16];
+  static constexpr int kMostChunks = 256;  // K and V of 128 keys, row by row
+  const std::byte* chunks[kMostChunks];
   int32_t num_chunks = 0, lines = 0;  // lines of 64 bytes in each chunk
   int32_t chunk = 0, line = 0;        // the next to fetch
 
