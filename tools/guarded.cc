@@ -1,10 +1,10 @@
 #include "guarded.h"
 
-#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <new>
 #include <utility>

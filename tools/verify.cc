@@ -35,6 +35,7 @@ bool power_of_two(float x) {
 
 std::string check_cache(const Case& c) {
   std::vector<std::vector<std::byte>> want;
+  want.reserve(c.cache.size());
   for (const GuardedBuffer& buffer : c.cache) want.push_back(buffer.saved());
   pm_args args = c.args;
   for (size_t i = 0; i < want.size(); ++i) {
@@ -64,6 +65,7 @@ std::string check_cache(const Case& c) {
 // Everything in out and lse but the rows of the sequences is as it was.
 std::string check_surroundings(const Case& c) {
   std::vector<std::vector<std::byte>> rest;
+  rest.reserve(c.out.size());
   for (const GuardedBuffer& buffer : c.out) rest.emplace_back(buffer.data(), buffer.data() + buffer.size());
   auto revert = [&](size_t i, const void* p, size_t bytes) {
     size_t offset = static_cast<const std::byte*>(p) - c.out[i].data();
