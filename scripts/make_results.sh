@@ -54,7 +54,7 @@ set xlabel 'ratio to the measured peak'
 set ytics noenhanced
 set grid x
 unset key
-plot '$lines/rows' using (0):0:(0):4:(\$0-0.3):(\$0+0.3):ytic(1) with boxxyerror linecolor rgb '#4477aa'
+plot '$lines/rows' using (0):0:(0):4:(\$0-0.3):(\$0+0.3):ytic(1) title 'ratio' with boxxyerror linecolor rgb '#4477aa'
 PLOT
 
 awk -v table="$lines/table" '
