@@ -2,7 +2,7 @@
 
 namespace pagemill {
 
-// What this CPU and OS offer, of what our ISAs ask for. The last-level features that are missing are named.
+// What this CPU and OS offer, of what our ISAs ask for.
 struct CpuFeatures {
   bool avx2_fma_f16c;
   bool avx512;  // F, BW, VL, DQ
