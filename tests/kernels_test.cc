@@ -156,9 +156,10 @@ Spec spec_for(const pm_kernel_info& kernel) {
   const std::string name = kernel.name;
   Spec spec = base(kernel.isa);
   const bool f32_rows = name.find("_f32") != std::string::npos;
-  const bool bf16_keys = name.find("bf16_d") != std::string::npos;
+  const bool bf16_keys = name.find("bf16_d") != std::string::npos,
+             f16_keys = name.find("f32f16_d") != std::string::npos;
   spec.dtype = spec.out_dtype = f32_rows ? PM_F32 : PM_BF16;
-  spec.cache_dtype = bf16_keys ? PM_BF16 : PM_F32;
+  spec.cache_dtype = bf16_keys ? PM_BF16 : f16_keys ? PM_F16 : PM_F32;
   spec.head_dim = kernel.head_dim ? kernel.head_dim : 72;
   return spec;
 }

@@ -68,22 +68,36 @@ PlanData planned(const pm_config& config, Batch batch) {
   return plan.current;
 }
 
-// Every query of the batch meets each of its visible keys in exactly one item.
+// Every query of the batch meets each of its visible keys in exactly one item for each KV head.
 void expect_covers(const PlanData& plan) {
-  std::map<std::tuple<int32_t, int32_t, int32_t>, std::vector<Range>> tiles;
+  struct Tile {
+    std::map<int32_t, int32_t> heads;            // begin to end
+    std::map<int32_t, std::vector<Range>> keys;  // by first head
+  };
+  std::map<std::tuple<int32_t, int32_t, int32_t>, Tile> tiles;
   for (const Item& item : plan.items) {
-    tiles[{item.seq, item.token_begin, item.token_end}].push_back({item.key_begin, item.key_end});
+    Tile& tile = tiles[{item.seq, item.token_begin, item.token_end}];
+    tile.heads[item.kv_head_begin] = item.kv_head_end;
+    tile.keys[item.kv_head_begin].push_back({item.key_begin, item.key_end});
   }
   std::vector<int32_t> tokens(plan.sequences.size());
-  for (auto& [tile, keys] : tiles) {
-    const auto [seq, begin, end] = tile;
+  for (auto& [place, tile] : tiles) {
+    const auto [seq, begin, end] = place;
     EXPECT_EQ(begin, tokens[static_cast<size_t>(seq)]) << "tiles of a sequence follow each other";
     tokens[static_cast<size_t>(seq)] = end;
-    std::sort(keys.begin(), keys.end(), [](Range a, Range b) { return a.begin < b.begin; });
+    int32_t head = 0;
+    for (const auto& [head_begin, head_end] : tile.heads) {
+      EXPECT_EQ(head_begin, head);
+      head = head_end;
+    }
+    EXPECT_EQ(head, plan.config.num_kv_heads);
     const Range seen = visible_keys(plan.sequences[static_cast<size_t>(seq)], plan.window, begin, end);
-    EXPECT_EQ(keys.front().begin, seen.begin);
-    EXPECT_EQ(keys.back().end, seen.end);
-    for (size_t i = 1; i < keys.size(); ++i) EXPECT_EQ(keys[i].begin, keys[i - 1].end);
+    for (auto& [first_head, keys] : tile.keys) {
+      std::sort(keys.begin(), keys.end(), [](Range a, Range b) { return a.begin < b.begin; });
+      EXPECT_EQ(keys.front().begin, seen.begin);
+      EXPECT_EQ(keys.back().end, seen.end);
+      for (size_t i = 1; i < keys.size(); ++i) EXPECT_EQ(keys[i].begin, keys[i - 1].end);
+    }
   }
   for (size_t b = 0; b < tokens.size(); ++b) EXPECT_EQ(tokens[b], plan.sequences[b].q_len);
 }
@@ -107,8 +121,9 @@ TEST(Plan, CoversEveryVisibleKeyOnce) {
 TEST(Plan, SplitsALongDecodeOverThreadsAtBlocks) {
   const PlanData plan = planned(llama_config(64), {{1}, {100000}});
   ASSERT_EQ(plan.merges.size(), 1u);
-  EXPECT_EQ(plan.merges[0].num_splits, static_cast<int32_t>(plan.items.size()));
-  EXPECT_GE(plan.items.size() * 8, 64u * 4) << "several items for each thread";
+  const auto first_head = [](const Item& item) { return item.kv_head_begin == 0; };
+  EXPECT_EQ(plan.merges[0].num_splits, std::count_if(plan.items.begin(), plan.items.end(), first_head));
+  EXPECT_GE(plan.items.size(), 64u * 4) << "several items for each thread";
   for (const Item& item : plan.items) EXPECT_EQ(item.key_begin % kBlockKeys, 0);
   expect_covers(plan);
 }
@@ -140,7 +155,7 @@ TEST(Plan, FusesTheStoreOfDecodes) {
 TEST(Plan, OnlyTheLastSplitOfADecodeStores) {
   const PlanData plan = planned(llama_config(64), {{1}, {100000}});
   EXPECT_EQ(plan.fused_tokens, 1);
-  EXPECT_EQ(std::count_if(plan.items.begin(), plan.items.end(), [](const Item& i) { return i.stores; }), 1);
+  for (const Item& item : plan.items) EXPECT_EQ(item.stores, item.key_end == 100000);
 }
 
 TEST(Plan, StoresAPrefillOfSeveralTilesBefore) {
@@ -197,7 +212,8 @@ TEST(Plan, ItemsComeLongestFirst) {
   const PlanData plan = planned(llama_config(1), {{1, 1, 1, 300}, {100, 5000, 900, 300}});
   for (size_t i = 1; i < plan.items.size(); ++i) {
     const auto work = [&](const Item& item) {
-      return int64_t{item.key_end - item.key_begin} * std::max(8, (item.token_end - item.token_begin) * 4);
+      return int64_t{item.key_end - item.key_begin} * (item.kv_head_end - item.kv_head_begin) *
+             std::max(8, (item.token_end - item.token_begin) * 4);
     };
     EXPECT_GE(work(plan.items[i - 1]) * 5 / 4, work(plan.items[i]));
   }

@@ -205,7 +205,7 @@ typedef struct pm_plan_stats {
   size_t struct_size;
   size_t workspace_bytes; /* what a run of this plan needs; 64-byte alignment */
   int32_t parts;          /* tasks that a run hands to the executor; 1 = runs inline */
-  int64_t items;          /* work items, each of one KV head */
+  int64_t items;          /* work items: queries, keys and KV heads that one thread takes together */
   int64_t split_items;    /* those of them that cover only a part of their keys */
   int64_t merges;         /* merges of split items */
   int64_t stored_tokens;  /* new tokens stored in the phase before attention */

@@ -103,13 +103,14 @@ pm_status pm_plan_build(pm_plan* plan, const pm_config* config, const pm_batch* 
 pm_status pm_plan_get_stats(const pm_plan* plan, pm_plan_stats* stats) {
   if (!plan) return fail(PM_INVALID_ARGUMENT, "plan = NULL: expected a plan");
   const PlanData& p = plan->current;
-  const int64_t heads = p.config.num_kv_heads;
   pm_plan_stats out{};
   out.workspace_bytes = p.workspace.bytes;
   out.parts = p.parts;
-  out.items = static_cast<int64_t>(p.items.size()) * heads;
-  for (const Merge& merge : p.merges) out.split_items += merge.num_splits * heads;
-  out.merges = static_cast<int64_t>(p.merges.size()) * heads;
+  out.items = static_cast<int64_t>(p.items.size());
+  for (const Item& item : p.items) {
+    out.split_items += item.merge >= 0;
+    out.merges += item.merge >= 0 && item.split == 0;
+  }
   out.stored_tokens = p.stored_tokens;
   out.fused_tokens = p.fused_tokens;
   out.isa = p.isa ? p.isa->name : "";

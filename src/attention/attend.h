@@ -1,5 +1,5 @@
-// The algorithm, once: for one item and KV head, over blocks of keys: scores -> online softmax -> accumulate;
-// then normalise and store, or leave a partial result, which the last to finish merges in order.
+// The algorithm, once: for one item, over blocks of keys and its KV heads: scores -> online softmax ->
+// accumulate; then normalise and store, or leave a partial result, which the last to finish merges in order.
 #pragma once
 
 #include "attention/merge.h"
@@ -13,14 +13,16 @@ namespace pagemill {
 template <class Isa, class Verbs, Mma kMma, int kD>
 class Attend {
  public:
-  static void run(const Step& step, const Item& item, int32_t kv_head, const NextItem& next, std::byte* base,
+  static void run(const Step& step, const Item& item, const Item* next, std::byte* base,
                   int32_t scratch_rows) {
-    Attend task(step, item, kv_head, base, scratch_rows);
+    Attend task(step, item, base, scratch_rows);
     if (item.stores && step.fuse) {
-      store_tokens<Isa>(step, task.seq_, kv_head, 0, task.seq_.q_len, task.scratch_.raw);
+      for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
+        store_tokens<Isa>(step, task.seq_, head, 0, task.seq_.q_len, task.scratch_.raw);
+      }
     }
     task.pack_queries();
-    task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, &next);
+    task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, Fetch::kAhead, next);
     if (item.token_end - item.token_begin > 1 && !task.finite()) task.compute_each_token();
     task.finish();
   }
@@ -30,19 +32,23 @@ class Attend {
   static constexpr int kRowBytes = kBf16Weights ? 2 : 4;
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-  Attend(const Step& step, const Item& item, int32_t kv_head, std::byte* base, int32_t scratch_rows)
+  enum class Fetch { kAhead, kNone };
+
+  Attend(const Step& step, const Item& item, std::byte* base, int32_t scratch_rows)
       : step_(step),
         item_(item),
         seq_(step.sequences[item.seq]),
-        kv_head_(kv_head),
         dim_(kD ? kD : step.head_dim),
         ldo_(padded_dim(dim_)),
-        rows_((item.token_end - item.token_begin) * step.group) {
+        head_rows_((item.token_end - item.token_begin) * step.group),
+        rows_(head_rows_ * (item.kv_head_end - item.kv_head_begin)) {
     scratch_layout(base, scratch_rows, dim_, step.batch_invariant, scratch_);
   }
 
-  int32_t token_of(int row) const { return item_.token_begin + row / step_.group; }
-  int32_t head_of(int row) const { return kv_head_ * step_.group + row % step_.group; }
+  // Rows of the scratch memory: KV head, then query token, then query head of the group.
+  int32_t kv_head_of(int row) const { return item_.kv_head_begin + row / head_rows_; }
+  int32_t token_of(int row) const { return item_.token_begin + row % head_rows_ / step_.group; }
+  int32_t head_of(int row) const { return kv_head_of(row) * step_.group + row % step_.group; }
 
   void pack_queries() {
     const int64_t element = dtype_bytes(step_.dtype);
@@ -54,6 +60,14 @@ class Attend {
     }
   }
 
+  // Calls f(row_begin, row_end) for the rows of queries [token_begin, token_end), KV head by KV head.
+  template <class F>
+  PM_INLINE void for_heads(int32_t token_begin, int32_t token_end, F f) {
+    const int begin = (token_begin - item_.token_begin) * step_.group;
+    const int end = (token_end - item_.token_begin) * step_.group;
+    for (int base = 0; base < rows_; base += head_rows_) f(base + begin, base + end);
+  }
+
   void clear(int row_begin, int row_end) {
     for (int r = row_begin; r < row_end; ++r) {
       scratch_.m[r] = kNone;
@@ -63,39 +77,48 @@ class Attend {
   }
 
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
-  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end,
-               const NextItem* next) {
-    const int row_begin = (token_begin - item_.token_begin) * step_.group;
-    const int row_end = (token_end - item_.token_begin) * step_.group;
-    const Stager<Isa> stager(step_, seq_, kv_head_, scratch_);
-    clear(row_begin, row_end);
+  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch,
+               const Item* next) {
+    const auto heads = [&](auto f) PM_INLINE_LAMBDA { for_heads(token_begin, token_end, f); };
+    const int32_t block_keys =
+        item_.kv_head_end - item_.kv_head_begin > 1 ? shared_block_keys(step_.batch_invariant) : kBlockKeys;
+    heads([&](int row_begin, int row_end) { clear(row_begin, row_end); });
     bool folded = false;
     int32_t begin = key_begin;
     while (begin < key_end) {
-      const int32_t block = begin / kBlockKeys * kBlockKeys;
-      const int32_t end = key_end - block < kBlockKeys ? key_end : block + kBlockKeys;
+      const int32_t block = begin / block_keys * block_keys;
+      const int32_t end = key_end - block < block_keys ? key_end : block + block_keys;
       if (step_.batch_invariant && begin > key_begin && begin % kInvariantKeys == 0) {
-        fold_split(row_begin, row_end, !folded);
+        heads([&](int row_begin, int row_end) { fold_split(row_begin, row_end, !folded); });
         folded = true;
       }
-      Block keys;
-      stager.load(block, begin, end, keys);
       Ahead ahead;
-      if (next && end < key_end) stager.ahead(end, key_end, ahead);
-      if (next && end >= key_end) ahead_of(*next, ahead);
-      attend_block(block, begin, end, row_begin, row_end, keys, ahead);
+      if (fetch == Fetch::kAhead) {
+        if (end < key_end) {
+          fetch_ahead(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
+        } else if (next) {
+          const int32_t first_end = next->key_begin / block_keys * block_keys + block_keys;
+          fetch_ahead(step_.sequences[next->seq], *next, next->key_begin,
+                      next->key_end < first_end ? next->key_end : first_end, ahead);
+        }
+      }
+      heads([&](int row_begin, int row_end) {
+        Block keys;
+        Stager<Isa>(step_, seq_, kv_head_of(row_begin), scratch_).load(block, begin, end, keys);
+        attend_block(block, begin, end, row_begin, row_end, keys, ahead);
+      });
       begin = end;
     }
     if (folded) {
-      fold_split(row_begin, row_end, false);
-      take_folded(row_begin, row_end);
+      heads([&](int row_begin, int row_end) {
+        fold_split(row_begin, row_end, false);
+        take_folded(row_begin, row_end);
+      });
     }
   }
 
-  void ahead_of(const NextItem& next, Ahead& out) const {
-    if (!next.item || next.item->key_begin >= next.item->key_end) return;
-    const Stager<Isa> stager(step_, step_.sequences[next.item->seq], next.kv_head, scratch_);
-    stager.ahead(next.item->key_begin, next.item->key_end, out);
+  void fetch_ahead(const Sequence& seq, const Item& item, int32_t begin, int32_t end, Ahead& out) const {
+    if (begin < end) list_ahead<Isa>(step_, seq, item.kv_head_begin, item.kv_head_end, begin, end, out);
   }
 
   void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end, const Block& keys,
@@ -191,7 +214,7 @@ class Attend {
       Range seen = visible_keys(seq_, step_.window, token);
       if (seen.begin < item_.key_begin) seen.begin = item_.key_begin;
       if (seen.end > item_.key_end) seen.end = item_.key_end;
-      compute(token, token + 1, seen.begin, seen.end, nullptr);
+      compute(token, token + 1, seen.begin, seen.end, Fetch::kNone, nullptr);
     }
   }
 
@@ -202,22 +225,25 @@ class Attend {
     }
     const Merge& merge = step_.merges[item_.merge];
     const int64_t record = dim_ + 2;
-    float* partials =
-        step_.partials + merge.partial_offset + int64_t{kv_head_} * merge.num_splits * merge.rows * record;
+    const auto partial = [&](int split, int row) {
+      const int64_t head_split = int64_t{kv_head_of(row)} * merge.num_splits + split;
+      return step_.partials + merge.partial_offset + (head_split * head_rows_ + row % head_rows_) * record;
+    };
     for (int r = 0; r < rows_; ++r) {
-      float* to = partials + (int64_t{item_.split} * rows_ + r) * record;
+      float* to = partial(item_.split, r);
       std::memcpy(to, scratch_.o + int64_t{r} * ldo_, static_cast<size_t>(dim_) * sizeof(float));
       to[dim_] = scratch_.m[r];
       to[dim_ + 1] = sum_l(r);
     }
-    std::atomic<int32_t>& arrived = step_.arrivals[int64_t{item_.merge} * step_.num_kv_heads + kv_head_];
+    std::atomic<int32_t>& arrived =
+        step_.arrivals[int64_t{item_.merge} * step_.num_kv_heads + item_.kv_head_begin];
     if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < merge.num_splits) return;
     for (int r = 0; r < rows_; ++r) {
       float* o = scratch_.o;
       float m = kNone, l = 0;
       std::memset(o, 0, static_cast<size_t>(ldo_) * sizeof(float));
       for (int split = 0; split < merge.num_splits; ++split) {
-        const float* from = partials + (int64_t{split} * rows_ + r) * record;
+        const float* from = partial(split, r);
         fold<Isa>(dim_, o, m, l, from, from[dim_], from[dim_ + 1]);
       }
       emit(r, o, m, l);
@@ -246,8 +272,7 @@ class Attend {
   const Step& step_;
   const Item& item_;
   const Sequence& seq_;
-  const int32_t kv_head_;
-  const int dim_, ldo_, rows_;
+  const int dim_, ldo_, head_rows_, rows_;  // head_rows_: of one KV head
   Scratch scratch_;
 };
 

@@ -2,6 +2,8 @@
 // group of 16 visible keys lies there in the computing dtype, packed into scratch otherwise.
 #pragma once
 
+#include <utility>
+
 #include "attention/convert_row.h"
 #include "attention/step.h"
 
@@ -64,6 +66,93 @@ class RowWalk {
   int64_t slot_;
 };
 
+// What a block of keys lies in, for KV heads [head_begin, head_end): chunks in the order of memory, as far as
+// the strides tell it.
+class AheadList {
+ public:
+  explicit AheadList(Ahead& out) : out_(out) {}
+
+  // rows x columns pieces of `bytes` each at the strides given (bytes), of K and of V.
+  struct Pieces {
+    const std::byte* at;
+    int64_t rows, row_stride, columns, column_stride, bytes;
+    void order() {
+      if (row_stride >= column_stride) return;
+      std::swap(rows, columns);
+      std::swap(row_stride, column_stride);
+    }
+  };
+  PM_INLINE void add(Pieces k, Pieces v) {
+    k.order();
+    v.order();
+    const int64_t apart = v.at > k.at ? v.at - k.at : k.at - v.at;
+    if (apart >= k.row_stride || k.rows != v.rows) {
+      for (int64_t i = 0; i < k.rows; ++i) add_row(k, i);
+      for (int64_t i = 0; i < v.rows; ++i) add_row(v, i);
+    } else {
+      for (int64_t i = 0; i < k.rows; ++i) {
+        add_row(k, i);
+        add_row(v, i);
+      }
+    }
+  }
+
+ private:
+  // Gaps of up to a piece are fetched too: K and V, token by token or head by head.
+  PM_INLINE void add_row(const Pieces& p, int64_t i) {
+    const std::byte* at = p.at + i * p.row_stride;
+    if (p.column_stride <= 2 * p.bytes) {
+      add_chunk(at, (p.columns - 1) * p.column_stride + p.bytes);
+    } else {
+      for (int64_t j = 0; j < p.columns; ++j) add_chunk(at + j * p.column_stride, p.bytes);
+    }
+  }
+  PM_INLINE void add_chunk(const std::byte* at, int64_t bytes) {
+    const auto address = reinterpret_cast<uintptr_t>(at), line = address / 64 * 64;
+    const auto end = address + static_cast<uintptr_t>(bytes);
+    if (out_.num_chunks > 0) {
+      Ahead::Chunk& last = out_.chunks[out_.num_chunks - 1];
+      const auto last_begin = reinterpret_cast<uintptr_t>(last.at), last_end = last_begin + last.lines * 64u;
+      if (line >= last_begin && line <= last_end) {
+        if (end > last_end) last.lines = static_cast<int32_t>((end - last_begin + 63) / 64);
+        return;
+      }
+    }
+    if (out_.num_chunks == Ahead::kMostChunks) return;
+    out_.chunks[out_.num_chunks++] = {at - (address - line), static_cast<int32_t>((end - line + 63) / 64)};
+  }
+
+  Ahead& out_;
+};
+
+template <class Isa>
+PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_begin, int32_t head_end,
+                            int32_t begin, int32_t end, Ahead& out) {
+  const CacheView& c = step.cache;
+  const int64_t element = dtype_bytes(c.dtype), row_bytes = step.head_dim * element;
+  const int64_t heads = head_end - head_begin;
+  AheadList list(out);
+  if (c.layout == PM_TILES) begin = begin / kGroupKeys * kGroupKeys;
+  while (begin < end) {
+    int32_t stop = end;
+    if (c.layout != PM_NO_CACHE) {
+      const int32_t page_end = (begin / c.page_size + 1) * c.page_size;
+      if (page_end < stop) stop = page_end;
+    }
+    const KeyPlace place = place_of(step, seq, head_begin, begin);
+    const int64_t keys = stop - begin;
+    if (c.layout == PM_TILES) {
+      const int64_t bytes = (keys + kGroupKeys - 1) / kGroupKeys * kGroupKeys * row_bytes;
+      list.add({place.k, heads, c.k_head * element, 1, 0, bytes},
+               {place.v, heads, c.v_head * element, 1, 0, bytes});
+    } else {
+      list.add({place.k, keys, c.k_token * element, heads, c.k_head * element, row_bytes},
+               {place.v, keys, c.v_token * element, heads, c.v_head * element, row_bytes});
+    }
+    begin = stop;
+  }
+}
+
 // Copies a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no product.
 template <class Isa>
 PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t element, int begin, int end,
@@ -81,22 +170,6 @@ PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t elemen
   for (int t = 0; t < kGroupKeys / pack; ++t) {
     const uint32_t m = pack == 1 ? mask[t] : (mask[2 * t] & 0xffffu) | (mask[2 * t + 1] & 0xffff0000u);
     for (int d = 0; d < head_dim; ++d) dst[t * head_dim + d] = src[t * head_dim + d] & m;
-  }
-}
-
-// f16 groups (r = 2) to f32 groups (r = 1): rows of n word pairs become two rows each.
-template <class Isa>
-PM_NOINLINE void unpack_f16(const std::byte* src, int rows, int n, float* dst) {
-  for (int row = 0; row < rows; ++row) {
-    const auto* words = reinterpret_cast<const uint32_t*>(src) + row * n;
-    float* even_row = dst + 2 * row * n;
-    for (int i = 0; i < n; i += Isa::kLanes) {
-      const int lanes = n - i < Isa::kLanes ? n - i : Isa::kLanes;
-      typename Isa::F even, odd;
-      Isa::widen_f16_pairs(words + i, lanes, even, odd);
-      Isa::store(even_row + i, even, lanes);
-      Isa::store(even_row + n + i, odd, lanes);
-    }
   }
 }
 
@@ -120,58 +193,17 @@ class Stager {
     }
   }
 
-  // The part of [begin, end) that lies in the block of key `begin`, to be fetched from where it lies.
-  PM_INLINE void ahead(int32_t begin, int32_t end, Ahead& out) const {
-    const int32_t block_end = begin / kBlockKeys * kBlockKeys + kBlockKeys;
-    if (end > block_end) end = block_end;
-    const int64_t row_bytes = step_.head_dim * dtype_bytes(step_.cache.dtype);
-    const auto add = [&](const KeyPlace& place) {
-      out.chunks[out.num_chunks++] = place.k;
-      out.chunks[out.num_chunks++] = place.v;
-    };
-    if (step_.cache.layout == PM_TILES) {
-      out.lines = static_cast<int32_t>(kGroupKeys * row_bytes / 64);
-      for (int32_t key = begin / kGroupKeys * kGroupKeys; key < end; key += kGroupKeys) {
-        add(place_of(step_, seq_, kv_head_, key));
-      }
-    } else {
-      out.lines = static_cast<int32_t>((row_bytes + 63) / 64);
-      RowWalk walk(step_, seq_, kv_head_, begin);
-      for (int32_t key = begin; key < end; ++key) add(walk.next());
-    }
-  }
-
  private:
-  int64_t group_bytes() const {
-    return int64_t{kGroupKeys} * step_.head_dim * (step_.cache.dtype == PM_BF16 ? 2 : 4);
-  }
-
   PM_INLINE void tile(int32_t key, int first, int last, int32_t g, Block& out) const {
     KeyPlace place = place_of(step_, seq_, kv_head_, key);
-    const bool whole = first == 0 && last == kGroupKeys, f16 = step_.cache.dtype == PM_F16;
-    if (!whole || f16) {
-      std::byte* k = scratch_.k + g * group_bytes();
-      std::byte* v = scratch_.v + g * group_bytes();
-      repack(place, whole, f16, first, last, k, v);
+    if (first != 0 || last != kGroupKeys) {
+      std::byte* k = scratch_.k + g * group_bytes_;
+      std::byte* v = scratch_.v + g * group_bytes_;
+      copy_visible<Isa>(place, step_.head_dim, element_, first, last, k, v);
       place = {k, v};
     }
     out.k[g] = place.k;
     out.v[g] = place.v;
-  }
-
-  PM_NOINLINE void repack(KeyPlace place, bool whole, bool f16, int first, int last, std::byte* k,
-                          std::byte* v) const {
-    const int dim = step_.head_dim;
-    if (!whole) {
-      std::byte* k_raw = f16 ? scratch_.raw : k;
-      std::byte* v_raw = f16 ? scratch_.raw + kGroupKeys * dim * 2 : v;
-      copy_visible<Isa>(place, dim, dtype_bytes(step_.cache.dtype), first, last, k_raw, v_raw);
-      place = {k_raw, v_raw};
-    }
-    if (f16) {
-      unpack_f16<Isa>(place.k, dim / 2, kGroupKeys, reinterpret_cast<float*>(k));
-      unpack_f16<Isa>(place.v, kGroupKeys / 2, dim, reinterpret_cast<float*>(v));
-    }
   }
 
   PM_NOINLINE void pack_rows(int32_t key, int first, int last, int32_t g, Block& out) const {
@@ -185,30 +217,20 @@ class Stager {
       k_rows[t] = place.k;
       v_rows[t] = place.v;
     }
-    const int dim = step_.head_dim;
-    const int64_t element = step_.cache.dtype == PM_BF16 ? 2 : 4;
-    std::byte* k = scratch_.k + g * group_bytes();
-    std::byte* v = scratch_.v + g * group_bytes();
-    if (step_.cache.dtype == PM_F16) widen(k_rows);
-    pack_keys<Isa>(k_rows, dim, element, k);
-    if (step_.cache.dtype == PM_F16) widen(v_rows);
-    pack_values<Isa>(v_rows, dim, element, v);
+    std::byte* k = scratch_.k + g * group_bytes_;
+    std::byte* v = scratch_.v + g * group_bytes_;
+    pack_keys<Isa>(k_rows, step_.head_dim, element_, k);
+    pack_values<Isa>(v_rows, step_.head_dim, element_, v);
     out.k[g] = k;
     out.v[g] = v;
-  }
-
-  void widen(const std::byte** rows) const {
-    for (int t = 0; t < kGroupKeys; ++t) {
-      std::byte* row = scratch_.raw + int64_t{t} * step_.head_dim * 4;
-      convert_row<Isa>(rows[t], PM_F16, row, PM_F32, step_.head_dim, 1.0f);
-      rows[t] = row;
-    }
   }
 
   const Step& step_;
   const Sequence& seq_;
   const int32_t kv_head_;
   const Scratch& scratch_;
+  const int64_t element_ = dtype_bytes(step_.cache.dtype),
+                group_bytes_ = kGroupKeys * element_ * step_.head_dim;
 };
 
 }  // namespace pagemill

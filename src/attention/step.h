@@ -30,9 +30,10 @@ struct Sequence {
   bool fused;  // its new tokens are stored by the items that attend to them
 };
 
-// A tile of queries of one sequence against a range of its keys, once for every KV head.
+// A tile of queries of one sequence against a range of its keys, for a range of KV heads.
 struct Item {
   int32_t seq;
+  int32_t kv_head_begin, kv_head_end;
   int32_t token_begin, token_end;  // queries of the sequence
   int32_t key_begin, key_end;      // key_end > key_begin unless nothing is visible
   int32_t merge;                   // index into Step::merges, or -1
@@ -76,7 +77,7 @@ struct Step {
   const Sequence* sequences;
   const int32_t* pages;
   const Merge* merges;
-  std::atomic<int32_t>* arrivals;  // [merges, K] finished splits
+  std::atomic<int32_t>* arrivals;  // [merges, K] finished splits, counted at an item's first head
   float* partials;
   float scale;  // scale * q_scale * k_scale
   float soft_cap, k_scale, v_scale;
@@ -120,7 +121,7 @@ struct Scratch {
   float* acc;      // [rows, D' + 2] what earlier invariant splits gave: O, m, l
   std::byte* k;    // [kBlockKeys * D] staged keys
   std::byte* v;    // [kBlockKeys * D] staged values
-  std::byte* raw;  // [16, D] f32: rows or a group on their way into a stage
+  std::byte* raw;  // [16, D] f32: new rows on their way into a group
 };
 
 constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block of keys
@@ -150,19 +151,33 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
   return used;
 }
 
+// Items with few query rows take all KV heads of a key range, or as many as fit: the heads of a page are
+// neighbours in memory, and one core reads pieces of 64 KiB in random order at 24.6 GB/s but pieces of 8 KiB,
+// those of one head, at 20.5 (Zen 4, 28 in sequence). Their blocks are shorter, so that what is read and what
+// is fetched ahead fit the second-level cache together.
+constexpr int kSharedBlockKeys = 64;
+constexpr int kSharedBlockBytes = 256 * 1024;
+constexpr int kSharedRows = 256;  // of all heads together
+inline int shared_block_keys(bool invariant) {
+  return invariant ? kBlockKeys : kSharedBlockKeys;
+}
+inline int heads_together(int rows, int num_kv_heads, int head_dim, int64_t element, bool invariant) {
+  if (rows > kMaxTileRows) return 1;
+  const int64_t bytes = 2 * shared_block_keys(invariant) * head_dim * element;
+  const int64_t most =
+      kSharedBlockBytes / bytes < kSharedRows / rows ? kSharedBlockBytes / bytes : kSharedRows / rows;
+  return most < 1 ? 1 : most < num_kv_heads ? static_cast<int>(most) : num_kv_heads;
+}
+
 // Query tokens of one item: enough rows to pay for packing keys, few enough for the second-level cache.
 inline int tile_tokens(int group, int head_dim) {
   const int rows = head_dim <= 128 ? 192 : head_dim <= 256 ? 128 : 96;
   return rows > group ? rows / group : 1;
 }
 
-struct NextItem {
-  const Item* item;  // null at the end
-  int32_t kv_head;
-};
-
-// The kernels' signatures. `next` is what this task will work on afterwards, for prefetching.
-using AttendFn = void (*)(const Step&, const Item&, int32_t kv_head, const NextItem& next, std::byte* scratch,
+// The kernels' signatures. `next` is what this task will work on afterwards, for prefetching; null at the
+// end.
+using AttendFn = void (*)(const Step&, const Item&, const Item* next, std::byte* scratch,
                           int32_t scratch_rows);
 // Stores queries [token_begin, token_end) of the sequence for one KV head.
 using StoreFn = void (*)(const Step&, const Sequence&, int32_t kv_head, int32_t token_begin,

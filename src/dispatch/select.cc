@@ -53,10 +53,20 @@ bool includes(const Isa* isa, const Isa* wanted) {
   return false;
 }
 
+pm_dtype kv_dtype_of(Mma mma) {
+  switch (mma) {
+    case Mma::kBf16:
+    case Mma::kF32Bf16: return PM_BF16;
+    case Mma::kF32F16: return PM_F16;
+    case Mma::kF32: return PM_F32;
+  }
+  return PM_F32;
+}
+
 const char* why_not(const Kernel& k, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
   if (!includes(&isa, k.isa)) return "not part of the ISA";
   if (k.mma == Mma::kBf16 && dtype != PM_BF16) return "q is not bf16";
-  if ((k.mma == Mma::kF32) == (kv_dtype == PM_BF16)) return "other dtype of keys and values";
+  if (kv_dtype_of(k.mma) != kv_dtype) return "other dtype of keys and values";
   if (k.head_dim && k.head_dim != head_dim) return "other head dim";
   return nullptr;
 }

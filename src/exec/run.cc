@@ -15,7 +15,11 @@ struct Run {
   Parts which;
   std::byte* workspace;
 
-  std::atomic<int64_t>& next_unit() const { return *reinterpret_cast<std::atomic<int64_t>*>(workspace); }
+  std::atomic<size_t>& next_item() const { return *reinterpret_cast<std::atomic<size_t>*>(workspace); }
+  const Item* take() const {
+    const size_t i = next_item().fetch_add(1, std::memory_order_relaxed);
+    return i < plan.items.size() ? &plan.items[i] : nullptr;
+  }
   std::byte* scratch(int32_t part) const {
     return workspace + plan.workspace.scratch + plan.workspace.scratch_stride * static_cast<size_t>(part);
   }
@@ -26,7 +30,7 @@ struct Run {
   }
 
   void reset_counters() const {
-    new (workspace) std::atomic<int64_t>(0);
+    new (workspace) std::atomic<size_t>(0);
     const size_t arrivals = plan.merges.size() * static_cast<size_t>(step.num_kv_heads);
     for (size_t i = 0; i < arrivals; ++i) new (step.arrivals + i) std::atomic<int32_t>(0);
   }
@@ -54,19 +58,14 @@ struct Run {
     }
   }
 
-  // Takes items until none is left. Heads of one item follow each other.
+  // Takes items until none is left.
   void attend_share(int32_t part) const {
-    const int64_t heads = step.num_kv_heads, units = static_cast<int64_t>(plan.items.size()) * heads;
     std::byte* base = scratch(part);
-    int64_t unit = next_unit().fetch_add(1, std::memory_order_relaxed);
-    while (unit < units) {
-      const int64_t following = next_unit().fetch_add(1, std::memory_order_relaxed);
-      const bool more = following < units;
-      const NextItem next{more ? &plan.items[static_cast<size_t>(following / heads)] : nullptr,
-                          static_cast<int32_t>(more ? following % heads : 0)};
-      plan.selection.kernel->attend(step, plan.items[static_cast<size_t>(unit / heads)],
-                                    static_cast<int32_t>(unit % heads), next, base, plan.scratch_rows);
-      unit = following;
+    const Item* item = take();
+    while (item) {
+      const Item* next = take();
+      plan.selection.kernel->attend(step, *item, next, base, plan.scratch_rows);
+      item = next;
     }
   }
 };

@@ -22,26 +22,30 @@ namespace pagemill {
 enum class Mma {
   kBf16,     // bf16 x bf16, f32 sums
   kF32Bf16,  // f32 x bf16 widened
+  kF32F16,   // f32 x f16 widened
   kF32,      // f32 x f32
 };
 
-// What the matrix verbs fetch for the next block while they multiply this one: chunks of memory, in order, a
-// few lines for each step of a register block. All of it goes to the second-level cache: with 64 KiB in
-// flight the first level would only lose. Order matters: lines of one chunk follow each other, so that the
-// hardware's stream prefetcher helps.
+// What the matrix verbs fetch for the next block while they multiply this one: chunks in the order of memory,
+// so that the hardware's stream prefetcher helps, a few lines for each step of a register block. All of it
+// goes to the second-level cache: with 64 KiB and more in flight the first level would only lose.
 struct Ahead {
-  static constexpr int kMostChunks = 256;  // K and V of 128 keys, row by row
-  const std::byte* chunks[kMostChunks];
-  int32_t num_chunks = 0, lines = 0;  // lines of 64 bytes in each chunk
-  int32_t chunk = 0, line = 0;        // the next to fetch
+  struct Chunk {
+    const std::byte* at;
+    int32_t lines;  // of 64 bytes
+  };
+  static constexpr int kMostChunks = 256;
+  Chunk chunks[kMostChunks];
+  int32_t num_chunks = 0;
+  int32_t chunk = 0, line = 0;  // the next to fetch
 
   template <int kLines>
   PM_INLINE void step() {
     if (chunk >= num_chunks) return;
-    const std::byte* p = chunks[chunk] + line * 64;
-    PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(p + i * 64, 0, 1);
+    const Chunk c = chunks[chunk];
+    PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c.at + (line + i) * 64, 0, 1);
     line += kLines;
-    if (line >= lines) {
+    if (line >= c.lines) {
       line = 0;
       ++chunk;
     }

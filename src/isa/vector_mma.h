@@ -15,41 +15,42 @@
 
 namespace pagemill {
 
-// One term of a product: acc += b * a for every accumulator of a row, `a` being N vectors of K or V.
-template <class Isa, Mma kMma, int N>
-struct Operand {
-  using F = typename Isa::F;
-  using B = typename Isa::B;
-  F even[N];  // f32 products: the first (and for f32 the only) element of each lane
-  F odd[N];
-  B pair[N];  // bf16 products
-
-  PM_INLINE void load(int i, const std::byte* p, int lanes) {
-    if constexpr (kMma == Mma::kBf16) {
-      pair[i] = Isa::load_pairs(p, lanes);
-    } else if constexpr (kMma == Mma::kF32Bf16) {
-      Isa::widen_pairs(p, lanes, even[i], odd[i]);
-    } else {
-      even[i] = Isa::load(reinterpret_cast<const float*>(p), lanes);
-    }
-  }
-
-  // b: the row's r-tuple, in the row's own dtype.
-  PM_INLINE void fma(F* acc, const std::byte* b) const {
-    if constexpr (kMma == Mma::kBf16) {
-      const B x = Isa::broadcast_pair(b);
-      PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::dot(acc[i], x, pair[i]);
-    } else {
-      const float* f = reinterpret_cast<const float*>(b);
-      const F x = Isa::set1(f[0]);
-      PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::fma(x, even[i], acc[i]);
-      if constexpr (kMma == Mma::kF32Bf16) {
-        const F y = Isa::set1(f[1]);
-        PM_UNROLL for (int i = 0; i < N; ++i) acc[i] = Isa::fma(y, odd[i], acc[i]);
-      }
-    }
-  }
+struct VectorAt {
+  const std::byte* at;
+  int lanes;
 };
+
+// One term of a product, R rows by N vectors of K or V: acc[r][i] += row(r) * vector(i). vector(i) gives a
+// place and its lanes, row(r) the place of the row's r-tuple in the row's own dtype.
+template <class Isa, Mma kMma, int R, int N, class Vector, class Row>
+PM_INLINE void multiply_term(typename Isa::F (&acc)[R][N], Vector vector, Row row) {
+  if constexpr (kMma == Mma::kBf16) {
+    typename Isa::B a[N];
+    PM_UNROLL for (int i = 0; i < N; ++i) a[i] = Isa::load_pairs(vector(i).at, vector(i).lanes);
+    PM_UNROLL for (int r = 0; r < R; ++r) {
+      const auto x = Isa::broadcast_pair(row(r));
+      PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::dot(acc[r][i], x, a[i]);
+    }
+  } else {
+    // Half by half: the vectors of both would not fit the 16 registers of AVX2 beside its 12 sums.
+    const auto half = [&](auto which) PM_INLINE_LAMBDA {
+      constexpr int kHalf = decltype(which)::value;
+      typename Isa::F a[N];
+      PM_UNROLL for (int i = 0; i < N; ++i) {
+        const auto [at, lanes] = vector(i);
+        if constexpr (kMma == Mma::kF32Bf16) a[i] = Isa::template widen_bf16<kHalf>(at, lanes);
+        if constexpr (kMma == Mma::kF32F16) a[i] = Isa::template widen_f16<kHalf>(at, lanes);
+        if constexpr (kMma == Mma::kF32) a[i] = Isa::load(reinterpret_cast<const float*>(at), lanes);
+      }
+      PM_UNROLL for (int r = 0; r < R; ++r) {
+        const auto x = Isa::set1(reinterpret_cast<const float*>(row(r))[kHalf]);
+        PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::fma(x, a[i], acc[r][i]);
+      }
+    };
+    half(std::integral_constant<int, 0>{});
+    if constexpr (kMma != Mma::kF32) half(std::integral_constant<int, 1>{});
+  }
+}
 
 template <class Isa, Mma kMma>
 struct VectorMma {
@@ -101,12 +102,14 @@ struct VectorMma {
       PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
       for (int d = begin; d < end; ++d) {
         if constexpr (kPrefetch) prefetch->step<kGroupsAtOnce>();
-        Operand<Isa, kMma, N> a;
-        PM_UNROLL for (int g = 0; g < kGroupsAtOnce; ++g) PM_UNROLL for (int i = 0; i < kGroupVectors; ++i) {
-          a.load(g * kGroupVectors + i, k[g] + d * (kGroupKeys * kLaneBytes) + i * Isa::kLanes * kLaneBytes,
-                 Isa::kLanes);
-        }
-        PM_UNROLL for (int r = 0; r < R; ++r) a.fma(acc[r], q + r * ldq + d * kStep);
+        multiply_term<Isa, kMma>(
+            acc,
+            [&](int i) PM_INLINE_LAMBDA {
+              return VectorAt{k[i / kGroupVectors] + d * (kGroupKeys * kLaneBytes) +
+                                  i % kGroupVectors * (Isa::kLanes * kLaneBytes),
+                              Isa::kLanes};
+            },
+            [&](int r) PM_INLINE_LAMBDA { return q + r * ldq + d * kStep; });
       }
       PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
         float* to = s + r * kBlockKeys + i * Isa::kLanes;
@@ -169,14 +172,14 @@ struct VectorMma {
       const std::byte* v_rows = v[g] + offset;
       const std::byte* p_group = p + g * (kGroupKeys * kRowBytes);
       for (int t = 0; t < kTerms; ++t) {
-        Operand<Isa, kMma, N> a;
-        PM_UNROLL for (int i = 0; i < N; ++i) {
-          const int lanes = kPartial && i == N - 1 ? last_lanes : Isa::kLanes;
-          a.load(i, v_rows + t * row + i * Isa::kLanes * kLaneBytes, lanes);
-        }
         if constexpr (kPrefetch) prefetch->step<(N * Isa::kLanes + 15) / 16>();
-        PM_UNROLL for (int r = 0; r < R; ++r)
-            a.fma(acc[r], p_group + r * (kBlockKeys * kRowBytes) + t * kStep);
+        multiply_term<Isa, kMma>(
+            acc,
+            [&](int i) PM_INLINE_LAMBDA {
+              return VectorAt{v_rows + t * row + i * (Isa::kLanes * kLaneBytes),
+                              kPartial && i == N - 1 ? last_lanes : Isa::kLanes};
+            },
+            [&](int r) PM_INLINE_LAMBDA { return p_group + r * (kBlockKeys * kRowBytes) + t * kStep; });
       }
     }
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {

@@ -31,8 +31,8 @@ class ItemBuilder {
     for_tiles([&](int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) {
       add_tile(b, s, begin, end, keys);
     });
-    const int64_t units = static_cast<int64_t>(items_.size()) * plan_.config.num_kv_heads;
-    plan_.parts = split_ ? static_cast<int32_t>(std::clamp<int64_t>(units, 1, plan_.config.threads)) : 1;
+    const auto items = static_cast<int64_t>(items_.size());
+    plan_.parts = split_ ? static_cast<int32_t>(std::clamp<int64_t>(items, 1, plan_.config.threads)) : 1;
   }
 
  private:
@@ -54,11 +54,12 @@ class ItemBuilder {
   void add_tile(int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) {
     if (s.q_len > tile_tokens_) s.fused = false;  // other tiles read what this one would store
     const int32_t rows = (end - begin) * group_;
-    const int32_t stride = split_keys(begin, end, keys);
-    Item item{b, begin, end, keys.begin, keys.end, -1, 0, false};
+    const int32_t heads = heads_of_item(begin, end, keys);
+    const int32_t stride = split_keys(heads * tile_cost(begin, end, keys), keys);
+    Item item{b, 0, 0, begin, end, keys.begin, keys.end, -1, 0, false};
     if (stride == 0) {
       item.stores = s.fused;
-      push(item, rows);
+      push(item, rows, heads);
       return;
     }
     const int32_t first = keys.begin / stride, last = (keys.end - 1) / stride;
@@ -72,13 +73,22 @@ class ItemBuilder {
       item.key_begin = std::max(keys.begin, split * stride);
       item.key_end = std::min(keys.end, (split + 1) * stride);
       item.stores = s.fused && split == last;
-      push(item, rows);
+      push(item, rows, heads);
     }
   }
 
+  // KV heads that an item takes: fewer where its keys are too few to be split among the threads.
+  int32_t heads_of_item(int32_t begin, int32_t end, Range keys) const {
+    const int32_t heads =
+        heads_together((end - begin) * group_, plan_.config.num_kv_heads, plan_.config.head_dim,
+                       dtype_bytes(plan_.config.cache_dtype), plan_.config.batch_invariant != 0);
+    if (!split_) return heads;
+    const double least = tile_cost(begin, end, {0, std::min(keys.end - keys.begin, kLeastSplitKeys)});
+    return std::clamp(static_cast<int32_t>(most_ / least), 1, heads);
+  }
+
   // Splits of a tile end at multiples of this many keys; 0 = one item.
-  int32_t split_keys(int32_t begin, int32_t end, Range keys) const {
-    const double cost = tile_cost(begin, end, keys);
+  int32_t split_keys(double cost, Range keys) const {
     if (!split_ || cost <= most_ || keys.begin >= keys.end) return 0;
     int32_t stride = kInvariantKeys;
     if (!plan_.config.batch_invariant) {
@@ -89,10 +99,16 @@ class ItemBuilder {
     return keys.begin / stride == (keys.end - 1) / stride ? 0 : stride;
   }
 
-  void push(const Item& item, int32_t rows) {
-    items_.push_back(item);
-    costs_.push_back(static_cast<float>(cost_.item(rows, item.key_end - item.key_begin)));
-    plan_.scratch_rows = std::max(plan_.scratch_rows, rows);
+  // The item for all KV heads, `heads` at a time.
+  void push(Item item, int32_t rows, int32_t heads) {
+    const double cost = cost_.item(rows, item.key_end - item.key_begin);
+    for (int32_t head = 0; head < plan_.config.num_kv_heads; head += heads) {
+      item.kv_head_begin = head;
+      item.kv_head_end = std::min(head + heads, plan_.config.num_kv_heads);
+      items_.push_back(item);
+      costs_.push_back(static_cast<float>(cost * (item.kv_head_end - head)));
+    }
+    plan_.scratch_rows = std::max(plan_.scratch_rows, rows * heads);
   }
 
   PlanData& plan_;

@@ -53,11 +53,15 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
   }
 
-  // 2^x for x <= 8 or so; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction.
+  static PM_INLINE bool none_above(F a, float limit) {  // false if a lane is NaN
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, set1(limit), _CMP_NLE_UQ)) == 0;
+  }
+
+  // 2^x for x < 128; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction, x - floor(x).
   template <class Polynomial>
   static PM_INLINE F exp2(F x, Polynomial p) {
     const F low = set1(-126.0f), y = _mm256_max_ps(low, x);
-    const F whole = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F whole = _mm256_floor_ps(y);
     const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
     const F result =
         _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p(_mm256_sub_ps(y, whole))), power));
@@ -65,20 +69,22 @@ struct Avx2 {
     return _mm256_blendv_ps(kept, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
 
-  static PM_INLINE void widen_pairs(const std::byte* p, int, F& even, F& odd) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-    odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
   static PM_INLINE __m128i low_halves(__m256i x) {  // the low 16 bits of each lane
     const __m256i y =
         _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_setzero_si256());
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(y, 0x08));
   }
-  static PM_INLINE void widen_f16_pairs(const uint32_t* p, int, F& even, F& odd) {
+  // Element kHalf (0 or 1) of each pair.
+  template <int kHalf>
+  static PM_INLINE F widen_bf16(const std::byte* p, int) {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    even = _mm256_cvtph_ps(low_halves(x));
-    odd = _mm256_cvtph_ps(low_halves(_mm256_srli_epi32(x, 16)));
+    return _mm256_castsi256_ps(kHalf ? _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))
+                                     : _mm256_slli_epi32(x, 16));
+  }
+  template <int kHalf>
+  static PM_INLINE F widen_f16(const std::byte* p, int) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_cvtph_ps(low_halves(kHalf ? _mm256_srli_epi32(x, 16) : x));
   }
 
   static PM_INLINE F load_bf16(const uint16_t* p, int) {

@@ -47,12 +47,14 @@ struct Avx512Bf16 {
   static PM_INLINE float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
   static PM_INLINE float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
 
-  // 2^x for x <= 0 or so; 0 below -160, NaN for NaN. `p` is the polynomial of the fraction.
+  static PM_INLINE bool none_above(F a, float limit) {  // false if a lane is NaN
+    return _mm512_cmp_ps_mask(a, set1(limit), _CMP_NLE_UQ) == 0;
+  }
+
+  // 2^x for x < 128; 0 at -inf, NaN for NaN. `p` is the polynomial of the fraction, x - floor(x).
   template <class Polynomial>
   static PM_INLINE F exp2(F x, Polynomial p) {
-    x = _mm512_max_ps(set1(-160.0f), x);
-    const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_scalef_ps(p(_mm512_sub_ps(x, whole)), whole);
+    return _mm512_scalef_ps(p(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
   }
 
   static PM_INLINE B load_pairs(const std::byte* p, int lanes) {
@@ -65,15 +67,20 @@ struct Avx512Bf16 {
     return reinterpret_cast<B>(_mm512_set1_epi32(pair));
   }
   static PM_INLINE F dot(F acc, B a, B b) { return _mm512_dpbf16_ps(acc, a, b); }
-  static PM_INLINE void widen_pairs(const std::byte* p, int lanes, F& even, F& odd) {
-    const __m512i x = lanes == kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(lanes), p);
-    even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
-    odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  static PM_INLINE __m512i load_words(const std::byte* p, int lanes) {
+    return lanes == kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(lanes), p);
   }
-  static PM_INLINE void widen_f16_pairs(const uint32_t* p, int lanes, F& even, F& odd) {
-    const __m512i x = _mm512_maskz_loadu_epi32(first(lanes), p);
-    even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
-    odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+  // Element kHalf (0 or 1) of each pair.
+  template <int kHalf>
+  static PM_INLINE F widen_bf16(const std::byte* p, int lanes) {
+    const __m512i x = load_words(p, lanes);
+    return _mm512_castsi512_ps(kHalf ? _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))
+                                     : _mm512_slli_epi32(x, 16));
+  }
+  template <int kHalf>
+  static PM_INLINE F widen_f16(const std::byte* p, int lanes) {
+    const __m512i x = load_words(p, lanes);
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(kHalf ? _mm512_srli_epi32(x, 16) : x));
   }
 
   static PM_INLINE F load_bf16(const uint16_t* p, int lanes) {

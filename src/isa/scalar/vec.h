@@ -40,12 +40,15 @@ struct ScalarVec {
   static PM_INLINE float reduce_max(F x) { return x; }
   static PM_INLINE float reduce_add(F x) { return x; }
 
-  // 2^x; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction.
+  static PM_INLINE bool none_above(F a, float limit) { return a <= limit; }  // false for NaN
+
+  // 2^x; 0 below -126, NaN for NaN. `p` is the polynomial of the fraction, x - floor(x).
   template <class Polynomial>
   static PM_INLINE F exp2(F x, Polynomial p) {
     if (x < -126.0f) return 0.0f;
     if (!(x < 128.0f)) return x + std::numeric_limits<float>::infinity();
-    const auto whole = static_cast<int32_t>(x < 0 ? x - 0.5f : x + 0.5f);
+    const auto toward_zero = static_cast<int32_t>(x);
+    const int32_t whole = toward_zero - (x < static_cast<float>(toward_zero));
     const float y = p(x - static_cast<float>(whole));
     int32_t bits;
     std::memcpy(&bits, &y, 4);
@@ -55,15 +58,18 @@ struct ScalarVec {
     return result;
   }
 
-  static PM_INLINE void widen_pairs(const std::byte* p, int, F& even, F& odd) {
-    uint16_t x[2];
-    std::memcpy(x, p, 4);
-    even = bf16_to_f32(x[0]);
-    odd = bf16_to_f32(x[1]);
+  // Element kHalf (0 or 1) of a pair.
+  template <int kHalf>
+  static PM_INLINE F widen_bf16(const std::byte* p, int) {
+    uint16_t x;
+    std::memcpy(&x, p + 2 * kHalf, 2);
+    return bf16_to_f32(x);
   }
-  static PM_INLINE void widen_f16_pairs(const uint32_t* p, int, F& even, F& odd) {
-    even = f16_to_f32(static_cast<uint16_t>(*p));
-    odd = f16_to_f32(static_cast<uint16_t>(*p >> 16));
+  template <int kHalf>
+  static PM_INLINE F widen_f16(const std::byte* p, int) {
+    uint16_t x;
+    std::memcpy(&x, p + 2 * kHalf, 2);
+    return f16_to_f32(x);
   }
   static PM_INLINE F load_bf16(const uint16_t* p, int) { return bf16_to_f32(*p); }
   static PM_INLINE F load_f16(const uint16_t* p, int) { return f16_to_f32(*p); }
