@@ -171,19 +171,23 @@ TEST(ReadKernels, ReadEveryByteOnce) {
 
 // Every lane of every sum starts at 0 and grows by the product of ones, by two of them for bf16 pairs.
 TEST(MultiplyKernels, CountTheirFlops) {
-  const std::vector<std::pair<const char*, int>> lanes = {{"scalar", 4}, {"avx2", 8}, {"avx512bf16", 16}};
+  struct Lanes {
+    std::string_view isa;
+    int f32, bf16;
+  };
+  const std::vector<Lanes> lanes = {
+      {"scalar", 4, 4}, {"avx2", 8, 8}, {"avx512bf16", 16, 16}, {"amx", 16, 256}};
   for (int i = 0; i < pm_isa_count(); ++i) {
     pm_isa_info isa{};
     isa.struct_size = sizeof isa;
     check(pm_isa_get(i, &isa));
     if (!isa.available) continue;
     for (const pm_dtype dtype : {PM_F32, PM_BF16}) {
-      const auto row = std::ranges::find(lanes, std::string_view(isa.name),
-                                         [](const auto& entry) { return std::string_view(entry.first); });
+      const auto row = std::ranges::find(lanes, std::string_view(isa.name), &Lanes::isa);
+      const int of_sum = row == lanes.end() ? 4 : dtype == PM_BF16 ? row->bf16 : row->f32;
       const MultiplyKernel& kernel = best_multiply(isa.name, dtype, dtype);
       const double products = double(kernel.run(11)) - double(kernel.run(1));  // of ten iterations, one lane
-      EXPECT_EQ(10 * kernel.flops_per_iteration, 2 * products * (row == lanes.end() ? 4 : row->second))
-          << isa.name << " " << kernel.name;
+      EXPECT_EQ(10 * kernel.flops_per_iteration, 2 * products * of_sum) << isa.name << " " << kernel.name;
     }
   }
 }

@@ -41,7 +41,8 @@ class Attend {
         dim_(kD ? kD : step.head_dim),
         ldo_(padded_dim(dim_)),
         head_rows_((item.token_end - item.token_begin) * step.group),
-        rows_(head_rows_ * (item.kv_head_end - item.kv_head_begin)) {
+        rows_(head_rows_ * (item.kv_head_end - item.kv_head_begin)),
+        verbs_(head_rows_, dim_) {
     scratch_layout(base, scratch_rows, dim_, step.batch_invariant, scratch_);
   }
 
@@ -105,6 +106,8 @@ class Attend {
       heads([&](int row_begin, int row_end) {
         Block keys;
         Stager<Isa>(step_, seq_, kv_head_of(row_begin), scratch_).load(block, begin, end, keys);
+        verbs_.arrange(keys.k, keys.v, (begin - block) / kGroupKeys,
+                       (end - block + kGroupKeys - 1) / kGroupKeys, dim_, scratch_.v);
         attend_block(block, begin, end, row_begin, row_end, keys, ahead);
       });
       begin = end;
@@ -121,47 +124,126 @@ class Attend {
     if (begin < end) list_ahead<Isa>(step_, seq, item.kv_head_begin, item.kv_head_end, begin, end, out);
   }
 
-  void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end, const Block& keys,
-                    Ahead& ahead) {
-    for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
-      const int rows = row_end - row < Isa::kTileRows ? row_end - row : Isa::kTileRows;
-      Range seen = visible_keys(seq_, step_.window, token_of(row), token_of(row + rows - 1) + 1);
-      if (seen.begin < begin) seen.begin = begin;
-      if (seen.end > end) seen.end = end;
-      if (seen.begin >= seen.end) continue;
-      const int first = (seen.begin - block) / kGroupKeys;
-      const int groups = (seen.end - block + kGroupKeys - 1) / kGroupKeys - first;
-      Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
+  // A tile of rows, the groups of a block that it sees, and where its scores and weights lie.
+  struct RowTile {
+    int row = 0, rows = 0, first = 0, groups = 0;
+    float* s = nullptr;
+    uint16_t* p = nullptr;
+  };
+  struct KeyBlock {
+    int32_t block, begin, end;  // keys
+    const Block& places;
+  };
 
-      Verbs::template scores<kD>(scratch_.q + int64_t{row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
-                                 rows, keys.k + first, groups, dim_, scratch_.s, prefetch);
-      weigh(row, rows, block + first * kGroupKeys, begin, end, groups * kGroupKeys);
-      const std::byte* weights =
-          kBf16Weights ? reinterpret_cast<std::byte*>(scratch_.p) : reinterpret_cast<std::byte*>(scratch_.s);
-      Verbs::template accumulate<kD>(weights, rows, keys.v + first, groups, dim_,
-                                     scratch_.o + int64_t{row} * ldo_, prefetch);
+  void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,
+                    const Block& places, Ahead& ahead) {
+    const KeyBlock keys{block, begin, end, places};
+    RowTile scored, weighed;
+    int tiles = 0;
+    for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
+      const RowTile tile = row_tile(keys, row, row_end, Verbs::kOverlaps ? tiles % 2 : 0);
+      if (tile.groups == 0) continue;
+      ++tiles;
+      if constexpr (Verbs::kOverlaps) {
+        turn(keys, tile, scored, weighed, ahead);
+        weighed = scored;
+        scored = tile;
+      } else {
+        Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
+        scores(keys, tile, prefetch);
+        weigh(keys, tile, 0, tile.rows);
+        accumulate(keys, tile, prefetch);
+      }
+    }
+    if constexpr (Verbs::kOverlaps) {
+      turn(keys, {}, scored, weighed, ahead);
+      turn(keys, {}, {}, scored, ahead);
     }
   }
 
-  // Scores to weights for a tile of rows whose column 0 is `key`.
-  void weigh(int row, int rows, int32_t key, int32_t begin, int32_t end, int columns) {
+  RowTile row_tile(const KeyBlock& keys, int row, int row_end, int buffer) const {
+    const int rows = row_end - row < Isa::kTileRows ? row_end - row : Isa::kTileRows;
+    Range seen = visible_keys(seq_, step_.window, token_of(row), token_of(row + rows - 1) + 1);
+    if (seen.begin < keys.begin) seen.begin = keys.begin;
+    if (seen.end > keys.end) seen.end = keys.end;
+    if (seen.begin >= seen.end) return {};
+    constexpr int kUnit = Verbs::kGroups * kGroupKeys;
+    const int first = (seen.begin - keys.block) / kUnit, last = (seen.end - keys.block + kUnit - 1) / kUnit;
+    const int offset = buffer * kMaxTileRows * kBlockKeys;
+    return {row,
+            rows,
+            first * Verbs::kGroups,
+            (last - first) * Verbs::kGroups,
+            scratch_.s + offset,
+            scratch_.p + offset};
+  }
+
+  // Verbs that overlap call this between their products: it weighs the tile, a share of its rows at a time,
+  // and fetches some lines of the next block.
+  struct Beside {
+    Attend& task;
+    const KeyBlock& keys;
+    const RowTile& tile;
+    Ahead& ahead;
+    const int calls;  // expected
+    int weighed = 0, due = 0;
+
+    PM_NOINLINE void operator()() {
+      ahead.step<4>();
+      ahead.step<4>();
+      ahead.step<4>();
+      ahead.step<4>();
+      for (due += tile.rows; due >= calls && weighed < tile.rows; due -= calls) {
+        task.weigh(keys, tile, weighed, weighed + 1);
+        ++weighed;
+      }
+    }
+  };
+
+  // Products of two tiles of rows, beside the softmax of the one between them.
+  void turn(const KeyBlock& keys, const RowTile& to_score, const RowTile& to_weigh,
+            const RowTile& to_accumulate, Ahead& ahead) {
+    Beside beside{*this, keys, to_weigh, ahead, Verbs::calls(to_score.groups + to_accumulate.groups, dim_)};
+    if (to_score.rows) scores(keys, to_score, beside);
+    if (to_accumulate.rows) accumulate(keys, to_accumulate, beside);
+    weigh(keys, to_weigh, beside.weighed, to_weigh.rows);
+  }
+
+  template <class Meanwhile>
+  void scores(const KeyBlock& keys, const RowTile& t, Meanwhile&& meanwhile) {
+    verbs_.template scores<kD>(scratch_.q + int64_t{t.row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
+                               t.rows, keys.places.k + t.first, t.groups, dim_, t.s, meanwhile);
+  }
+
+  template <class Meanwhile>
+  void accumulate(const KeyBlock& keys, const RowTile& t, Meanwhile&& meanwhile) {
+    const std::byte* weights =
+        kBf16Weights ? reinterpret_cast<std::byte*>(t.p) : reinterpret_cast<std::byte*>(t.s);
+    verbs_.template accumulate<kD>(weights, t.rows, keys.places.v + t.first, t.groups, dim_,
+                                   scratch_.o + int64_t{t.row} * ldo_, meanwhile);
+  }
+
+  // Scores to weights for rows [row_begin, row_end) of a tile.
+  void weigh(const KeyBlock& keys, const RowTile& tile, int row_begin, int row_end) {
+    const int32_t key = keys.block + tile.first * kGroupKeys;  // of column 0
+    const int columns = tile.groups * kGroupKeys;
     ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0,
                              step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0)};
-    for (int r = 0; r < rows; ++r) {
-      const int32_t token = token_of(row + r);
+    for (int r = row_begin; r < row_end; ++r) {
+      const int row = tile.row + r;
+      const int32_t token = token_of(row);
       Range seen = visible_keys(seq_, step_.window, token);
-      if (seen.begin < begin) seen.begin = begin;
-      if (seen.end > end) seen.end = end;
+      if (seen.begin < keys.begin) seen.begin = keys.begin;
+      if (seen.end > keys.end) seen.end = keys.end;
       if (step_.alibi_slopes) {
-        transform.slope = step_.alibi_slopes[head_of(row + r)];
+        transform.slope = step_.alibi_slopes[head_of(row)];
         transform.first_distance = static_cast<float>(int64_t{seq_.first_position} + token - key);
       }
-      const RowState state{scratch_.o + int64_t{row + r} * ldo_, scratch_.m + row + r,
-                           scratch_.l + (row + r) * kGroupKeys};
-      float* s = scratch_.s + r * kBlockKeys;
+      const RowState state{scratch_.o + int64_t{row} * ldo_, scratch_.m + row, scratch_.l + row * kGroupKeys};
+      float* s = tile.s + r * kBlockKeys;
       if constexpr (kBf16Weights) {
         softmax_row<Isa, true>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state,
-                               scratch_.p + r * kBlockKeys);
+                               tile.p + r * kBlockKeys);
       } else {
         softmax_row<Isa, false>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state, s);
       }
@@ -273,6 +355,7 @@ class Attend {
   const Item& item_;
   const Sequence& seq_;
   const int dim_, ldo_, head_rows_, rows_;  // head_rows_: of one KV head
+  const Verbs verbs_;
   Scratch scratch_;
 };
 

@@ -113,8 +113,8 @@ inline Range visible_keys(const Sequence& s, const Window& w, int32_t token_begi
 // The memory that one task works in; carved by scratch_layout.
 struct Scratch {
   std::byte* q;    // [rows, D] bf16 or f32
-  float* s;        // [kMaxTileRows, kBlockKeys] scores, then f32 weights
-  uint16_t* p;     // [kMaxTileRows, kBlockKeys] bf16 weights
+  float* s;        // [2, kMaxTileRows, kBlockKeys] scores, then f32 weights, of tiles of rows that take turns
+  uint16_t* p;     // [2, kMaxTileRows, kBlockKeys] bf16 weights
   float* o;        // [rows, D'] f32, D' = D rounded up to 16
   float* m;        // [rows] log2 units
   float* l;        // [rows, 16] partial sums
@@ -125,6 +125,7 @@ struct Scratch {
 };
 
 constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block of keys
+constexpr int kSpareRows = 15;    // past the last row of q and o: tile registers read 16 at a time
 constexpr int padded_dim(int head_dim) {
   return (head_dim + 15) / 16 * 16;
 }
@@ -138,10 +139,10 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
     return p;
   };
   const size_t d = static_cast<size_t>(padded_dim(head_dim)), n = static_cast<size_t>(rows);
-  out.q = take(n * d * 4);
-  out.s = reinterpret_cast<float*>(take(kMaxTileRows * kBlockKeys * 4));
-  out.p = reinterpret_cast<uint16_t*>(take(kMaxTileRows * kBlockKeys * 2));
-  out.o = reinterpret_cast<float*>(take(n * d * 4));
+  out.q = take((n + kSpareRows) * d * 4);
+  out.s = reinterpret_cast<float*>(take(2 * kMaxTileRows * kBlockKeys * 4));
+  out.p = reinterpret_cast<uint16_t*>(take(2 * kMaxTileRows * kBlockKeys * 2));
+  out.o = reinterpret_cast<float*>(take((n + kSpareRows) * d * 4));
   out.m = reinterpret_cast<float*>(take(n * 4));
   out.l = reinterpret_cast<float*>(take(n * 16 * 4));
   out.acc = reinterpret_cast<float*>(take(invariant ? n * (d + 2) * 4 : 0));

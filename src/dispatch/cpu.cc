@@ -2,6 +2,8 @@
 
 #if defined(PAGEMILL_X86)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #endif
@@ -16,6 +18,13 @@ uint64_t enabled_register_state() {  // XCR0: what the OS saves
   return uint64_t{high} << 32 | low;
 }
 
+// Linux lets a process use tiles only if it asked before. The answer holds for all of its threads.
+bool permit_tiles(uint64_t saved) {
+  constexpr uint64_t kTileState = 3u << 17;                    // XTILECFG, XTILEDATA
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return (saved & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 CpuFeatures detect() {
   CpuFeatures f{};
   uint32_t a, b, c, d;
@@ -26,7 +35,11 @@ CpuFeatures detect() {
   f.avx2_fma_f16c = fma_f16c && (b & bit_AVX2) && (saved & 0x6) == 0x6;
   constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   f.avx512 = f.avx2_fma_f16c && (b & kAvx512) == kAvx512 && (saved & 0xe6) == 0xe6;
+  constexpr uint32_t kAmx = 1u << 22 | 1u << 24;  // BF16, TILE
+  const bool amx = (d & kAmx) == kAmx;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx512_bf16 = f.avx512 && (a & 1u << 5);
+  f.amx_bf16 = amx && f.avx512_bf16;
+  f.amx_permitted = f.amx_bf16 && permit_tiles(saved);
   return f;
 }
 #else
@@ -38,7 +51,7 @@ CpuFeatures detect() {
 }  // namespace
 
 const CpuFeatures& cpu_features() {
-  static const CpuFeatures features = detect();
+  static CpuFeatures features = detect();
   return features;
 }
 

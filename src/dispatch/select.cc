@@ -25,7 +25,12 @@ struct IsaTable {
                        : cpu_features().avx512    ? "needs AVX512_BF16"
                                                   : "needs AVX-512 (F, BW, DQ, VL) and AVX512_BF16",
                        false, store_avx512bf16};
-  const std::array<const Isa*, 4> all{&avx512bf16, &avx2, &scalar, &amx_emulated};
+  const Isa amx{"amx", &avx512bf16,
+                cpu_features().amx_permitted ? nullptr
+                : cpu_features().amx_bf16    ? "the system does not let this process use AMX tiles"
+                                             : "needs AMX-TILE, AMX-BF16 and AVX512_BF16",
+                false, store_avx512bf16};
+  const std::array<const Isa*, 5> all{&amx, &avx512bf16, &avx2, &scalar, &amx_emulated};
 #else
   const std::array<const Isa*, 2> all{&scalar, &amx_emulated};
 #endif
@@ -64,7 +69,7 @@ pm_dtype kv_dtype_of(Mma mma) {
 }
 
 const char* why_not(const Kernel& k, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
-  if (!includes(&isa, k.isa)) return "not part of the ISA";
+  if (!includes(&isa, k.isa)) return k.isa->missing ? k.isa->missing : "not part of the ISA";
   if (k.mma == Mma::kBf16 && dtype != PM_BF16) return "q is not bf16";
   if (kv_dtype_of(k.mma) != kv_dtype) return "other dtype of keys and values";
   if (k.head_dim && k.head_dim != head_dim) return "other head dim";

@@ -60,6 +60,11 @@ struct VectorMma {
   static constexpr int kStep = kPack * kRowBytes;                 // bytes of one term of a row
   static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;  // vectors of one group of keys
   static constexpr int kLaneBytes = 4;
+  static constexpr int kGroups = 1;         // groups of keys that belong together
+  static constexpr bool kOverlaps = false;  // an out-of-order core overlaps vector code by itself
+
+  VectorMma(int /*rows*/, int /*head_dim*/) {}
+  static void arrange(const std::byte**, const std::byte**, int, int, int, std::byte*) {}
 
   // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
   template <int kD>

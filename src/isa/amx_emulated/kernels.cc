@@ -1,13 +1,17 @@
-#include "isa/amx_emulated/mma.h"
+#include "isa/amx_emulated/tiles.h"
 #include "isa/instantiate.h"
 #include "isa/scalar/vec.h"
 
 namespace pagemill {
+
 struct AmxEmulated;  // names this unit
-using AmxEmulatedIsa = ScalarVec<AmxEmulated>;
+struct AmxEmulatedIsa : ScalarVec<AmxEmulated> {
+  static constexpr int kTileRows = 32;  // two tile registers
+};
 
 #define PM_ISA AmxEmulatedIsa
-#define PM_VERBS(mma) amx_emulated::TileMma
+#define PM_VERBS(mma) TileMma<amx_emulated::Tiles>
+#define PM_KERNEL_amx PM_NO_KERNEL
 #define PM_KERNEL_avx512bf16 PM_NO_KERNEL
 #define PM_KERNEL_avx2 PM_NO_KERNEL
 #define PM_KERNEL_amx_emulated PM_DEFINE_KERNEL

@@ -1,6 +1,6 @@
-// AMX tiles in plain C++: 16 rows of 64 bytes, and tdpbf16ps with the hardware's rounding (Intel SDM,
-// TDPBF16PS: even and odd products summed apart by FMA in f32, then added, denormals in and out flushed,
-// nearest even).
+// AMX tile registers in plain C++, with tdpbf16ps and the hardware's rounding (Intel SDM, TDPBF16PS: even and
+// odd products summed apart by FMA in f32, then added, denormals in and out flushed, nearest even). What
+// faults on the hardware traps here too: registers that no configuration names, shapes that do not agree.
 #pragma once
 
 #include <cmath>
@@ -8,20 +8,13 @@
 
 #include "isa/float16.h"
 #include "isa/mma_kind.h"
+#include "isa/tile_mma.h"
 
 namespace pagemill::amx_emulated {
 
 struct Tile {
-  int rows, row_bytes;  // as a tile configuration sets them: at most 16 and 64
+  int rows, row_bytes;  // 0: not configured
   alignas(64) std::byte data[16][64];
-
-  void zero() { std::memset(data, 0, sizeof data); }
-  void load(const std::byte* p, int64_t stride) {
-    for (int r = 0; r < rows; ++r) std::memcpy(data[r], p + r * stride, static_cast<size_t>(row_bytes));
-  }
-  void store(std::byte* p, int64_t stride) const {
-    for (int r = 0; r < rows; ++r) std::memcpy(p + r * stride, data[r], static_cast<size_t>(row_bytes));
-  }
 };
 
 inline float flush(float x) {
@@ -48,5 +41,65 @@ inline void tdpbf16ps(Tile& c, const Tile& a, const Tile& b) {
     }
   }
 }
+
+// Eight registers for each thread, as the hardware has them.
+struct Tiles {
+  static void configure(const TileConfig& config) {
+    require(config.palette == 1 && config.start_row == 0);
+    for (const uint8_t byte : config.reserved) require(byte == 0);
+    for (int t = 0; t < 16; ++t) {
+      require((config.rows[t] == 0) == (config.row_bytes[t] == 0));
+      require(t < kCount ? config.rows[t] <= 16 && config.row_bytes[t] <= 64 : config.rows[t] == 0);
+    }
+    for (int t = 0; t < kCount; ++t) registers[t] = {config.rows[t], config.row_bytes[t], {}};
+  }
+  static void release() {
+    for (Tile& tile : registers) tile = {};
+  }
+
+  template <int kTile>
+  static void zero() {
+    std::memset(configured(kTile).data, 0, sizeof(Tile::data));
+  }
+  template <int kTile>
+  static void load(const void* p, int64_t stride) {
+    Tile& tile = configured(kTile);
+    for (int r = 0; r < tile.rows; ++r) {
+      std::memcpy(tile.data[r], static_cast<const std::byte*>(p) + r * stride,
+                  static_cast<size_t>(tile.row_bytes));
+    }
+  }
+  template <int kTile>
+  static void store(void* p, int64_t stride) {
+    const Tile& tile = configured(kTile);
+    for (int r = 0; r < tile.rows; ++r) {
+      std::memcpy(static_cast<std::byte*>(p) + r * stride, tile.data[r], static_cast<size_t>(tile.row_bytes));
+    }
+  }
+  template <int kSums, int kA, int kB>
+  static void dpbf16() {
+    dpbf16(kSums, kA, kB);
+  }
+  static void dpbf16(int sums_tile, int a_tile, int b_tile) {
+    Tile& sums = configured(sums_tile);
+    const Tile &a = configured(a_tile), &b = configured(b_tile);
+    require(sums_tile != a_tile && sums_tile != b_tile && a_tile != b_tile);
+    require(sums.row_bytes % 4 == 0 && a.row_bytes % 4 == 0);
+    require(sums.rows == a.rows && a.row_bytes / 4 == b.rows && sums.row_bytes == b.row_bytes);
+    tdpbf16ps(sums, a, b);
+  }
+
+ private:
+  static constexpr int kCount = 8;
+  static inline thread_local Tile registers[kCount];
+
+  static void require(bool holds) {
+    if (!holds) __builtin_trap();
+  }
+  static Tile& configured(int tile) {
+    require(registers[tile].rows > 0);
+    return registers[tile];
+  }
+};
 
 }  // namespace pagemill::amx_emulated

@@ -1,0 +1,242 @@
+// The two matrix verbs on eight tile registers of 16 rows by 64 bytes, for bf16 rows, keys and values.
+//
+// A product adds to 16 x 16 f32 sums the product of a tile A (rows of q or of weights, 16 pairs of terms) and
+// a tile B (16 pairs of terms, 16 columns of 32 bits). PM_TILES is made for B: a group of keys [D/2][16][2]
+// is a column of tiles as it lies, and two neighbouring groups of values [8][D][2] are a row of them.
+//
+// A product costs a cycle for each row of A, whatever the other sides are, so tiles must be deep: 32 keys,
+// which is two groups. Groups of one page lie side by side; where two do not (pages of 16, edges of what is
+// visible), arrange() copies them together once per block, for all the query rows of the item. Half-deep
+// products, a group each, would spare the copy but cost 16 D/16 cycles more for each 16 rows: as much as the
+// copy for one tile of rows, 12 times as much for twelve; and their sums would end elsewhere, so that bits
+// depended on where pages lie. Every pair of groups is one product, always: batch invariance needs it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "attention/step.h"
+#include "isa/mma_kind.h"
+
+namespace pagemill {
+
+// What ldtilecfg reads.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(int tile, int tile_rows, int tile_row_bytes) {
+    rows[tile] = static_cast<uint8_t>(tile_rows);
+    row_bytes[tile] = static_cast<uint16_t>(tile_row_bytes);
+  }
+};
+
+template <int N, class F>
+PM_INLINE void for_each_index(F f) {
+  [&]<int... i>(std::integer_sequence<int, i...>)
+      PM_INLINE_LAMBDA { (f(std::integral_constant<int, i>{}), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+// Tiles: configure, release, zero<t>, load<t>, store<t>, dpbf16<sums, a, b>; of the machine or emulated.
+// Lives as long as an item: the tiles are configured once, and released so that nobody saves them later.
+template <class Tiles>
+class TileMma {
+ public:
+  static constexpr int kGroups = 2;  // of keys, in one product of weights and values
+  static constexpr bool kOverlaps = true;
+
+  TileMma(int rows, int head_dim) : rows_(tile_rows(rows)), tail_(head_dim / 2 % kPairs) {
+    TileConfig config;
+    for (int sums = 0; sums < 4; ++sums) config.set(sums, rows_, 64);
+    config.set(kFull.a[0], rows_, 64);
+    config.set(kFull.b[0], kPairs, 64);
+    config.set(kTail.a[0], rows_, tail_ ? tail_ * 4 : 64);
+    config.set(kTail.b[0], tail_ ? tail_ : kPairs, 64);
+    Tiles::configure(config);
+  }
+  ~TileMma() { Tiles::release(); }
+  TileMma(const TileMma&) = delete;
+  TileMma& operator=(const TileMma&) = delete;
+
+  // Calls of `beside` that each verb makes for so many groups.
+  static int calls(int groups, int head_dim) { return groups * ((head_dim + 31) / 32); }
+
+  // Makes the groups [begin, end) of a block whole pairs that lie side by side. `stage` [kBlockKeys * D] f32
+  // is where values are staged: those of bf16 leave its second half free. A group that a pair lacks has zeros
+  // for values, and borrows the other's keys: its scores are masked.
+  void arrange(const std::byte** k, const std::byte** v, int begin, int end, int head_dim,
+               std::byte* stage) const {
+    const int64_t row = int64_t{head_dim} * 4, padded_row = int64_t{padded_dim(head_dim)} * 4;
+    std::byte* to = stage + kBlockKeys / 2 * padded_row;
+    for (int g = begin / 2 * 2; g < end; g += 2, to += kPairs * padded_row) {
+      const bool first = g >= begin, second = g + 1 < end;
+      if (first && second && row == padded_row && v[g + 1] == v[g] + kPairs / 2 * row) continue;
+      if (!first) k[g] = k[g + 1];
+      if (!second) k[g + 1] = k[g];
+      copy_values(first ? v[g] : nullptr, row, to, padded_row);
+      copy_values(second ? v[g + 1] : nullptr, row, to + kPairs / 2 * padded_row, padded_row);
+      v[g] = to;
+    }
+  }
+
+  // As VectorMma::scores. `beside` is called once for every tile of B.
+  template <int kD, class Beside>
+  void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups, int head_dim,
+              float* s, Beside&& beside) const {
+    if (rows > rows_) {
+      for (int g = 0; g < groups; g += 2) {
+        scores_block<2, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+      }
+    } else {
+      int g = 0;
+      for (; g + 4 <= groups; g += 4) {
+        scores_block<1, 4>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+      }
+      if (g < groups) scores_block<1, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+    }
+  }
+
+  // As VectorMma::accumulate, of values that arrange() has seen.
+  template <int kD, class Beside>
+  void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups, int head_dim, float* o,
+                  Beside&& beside) const {
+    const int ldo = padded_dim(head_dim), columns = ldo / 16;
+    int column = 0;
+    const auto blocks_of = [&](auto r, auto n) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r)::value, N = decltype(n)::value;
+      for (; column + N <= columns; column += N) {
+        accumulate_block<R, N>(p, rows, v, groups, ldo, column * 64, o + column * 16, beside);
+      }
+    };
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    if (rows > rows_) {
+      blocks_of(two, two);
+      blocks_of(two, one);
+    } else {
+      blocks_of(one, std::integral_constant<int, 4>{});
+      blocks_of(one, two);
+      blocks_of(one, one);
+    }
+  }
+
+ private:
+  static constexpr int kPairs = 16;  // of terms in a product
+
+  // Registers 0 to 3 are sums; these two pairs are the operands. Where D is a multiple of 32 both have the
+  // full shape and take turns. Otherwise the second has the shape of what is left of a row of D.
+  struct Operands {
+    int a[2], b[2];
+  };
+  static constexpr Operands kFull = {{4, 4}, {5, 5}}, kTail = {{6, 6}, {7, 7}}, kBoth = {{4, 6}, {5, 7}};
+
+  // Rows of A and of the sums: those that there are up to 16, half of them up to 32.
+  static int tile_rows(int rows) { return rows <= 16 ? rows : rows <= 32 ? (rows + 1) / 2 : 16; }
+
+  static void copy_values(const std::byte* from, int64_t row, std::byte* to, int64_t padded_row) {
+    if (from && row == padded_row) {
+      std::memcpy(to, from, static_cast<size_t>(kPairs / 2 * row));
+      return;
+    }
+    std::memset(to, 0, static_cast<size_t>(kPairs / 2 * padded_row));
+    for (int pair = 0; from && pair < kPairs / 2; ++pair) {
+      std::memcpy(to + pair * padded_row, from + pair * row, static_cast<size_t>(row));
+    }
+  }
+
+  // sums[r][n] += A_r B_n. Even rows take the columns forwards, odd ones backwards, from the B that is there.
+  template <int R, int N, Operands kRegisters, class Columns, class Beside>
+  PM_INLINE void multiply(const std::byte* a, int64_t lda, Columns b, int64_t ldb, Beside&& beside) const {
+    for_each_index<R>([&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int r = decltype(r_const)::value;
+      constexpr int kA = kRegisters.a[r];
+      Tiles::template load<kA>(a + r * rows_ * lda, lda);
+      for_each_index<N>([&](auto i_const) PM_INLINE_LAMBDA {
+        constexpr int i = decltype(i_const)::value, n = r == 0 ? i : N - 1 - i;
+        constexpr int kB = kRegisters.b[n % 2];
+        constexpr bool kThere = r > 0 && (i == 0 || kRegisters.b[0] != kRegisters.b[1]);
+        if constexpr (!kThere) Tiles::template load<kB>(b(n), ldb);
+        Tiles::template dpbf16<r * N + n, kA, kB>();
+        if constexpr (r == 0) beside();
+      });
+    });
+  }
+
+  template <int R, int N, class Beside>
+  PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
+                                float* s, Beside&& beside) const {
+    for_each_index<R * N>([&](auto i) PM_INLINE_LAMBDA { Tiles::template zero<decltype(i)::value>(); });
+    const int full = head_dim / 2 / kPairs;
+    const auto step = [&](auto operands, int d) PM_INLINE_LAMBDA {
+      multiply<R, N, decltype(operands)::value>(
+          q + d * 64, ldq, [&](int n) PM_INLINE_LAMBDA { return k[n] + d * (kPairs * 64); }, 64, beside);
+    };
+    if (tail_ == 0) {
+      for (int d = 0; d < full; ++d) step(constant<kBoth>(), d);
+    } else {
+      for (int d = 0; d < full; ++d) step(constant<kFull>(), d);
+      step(constant<kTail>(), full);
+    }
+    for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
+      Tiles::template store<decltype(sums)::value>(s + r * rows_ * kBlockKeys + n * 16, kBlockKeys * 4);
+    });
+  }
+
+  template <int R, int N, class Beside>
+  PM_NOINLINE void accumulate_block(const std::byte* p, int rows, const std::byte* const* v, int groups,
+                                    int ldo, int offset, float* o, Beside&& beside) const {
+    for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
+      Tiles::template load<decltype(sums)::value>(o + int64_t{r} * rows_ * ldo + n * 16, ldo * 4);
+    });
+    const auto step = [&](auto operands, int g) PM_INLINE_LAMBDA {
+      const std::byte* b = v[g] + offset;
+      multiply<R, N, decltype(operands)::value>(
+          p + g * (kGroupKeys * 2), kBlockKeys * 2, [&](int n) PM_INLINE_LAMBDA { return b + n * 64; },
+          int64_t{ldo} * 4, beside);
+    };
+    if (tail_ == 0) {
+      for (int g = 0; g < groups; g += 2) step(constant<kBoth>(), g);
+    } else {
+      for (int g = 0; g < groups; g += 2) step(constant<kFull>(), g);
+    }
+    for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
+      store_sums<decltype(sums)::value>(o + int64_t{r} * rows_ * ldo + n * 16, ldo, rows - r * rows_);
+    });
+  }
+
+  // A tile may be higher than the rows that are left: what lies behind those is not ours to write.
+  template <int kSums>
+  PM_INLINE void store_sums(float* o, int ldo, int rows) const {
+    if (rows >= rows_) {
+      Tiles::template store<kSums>(o, ldo * 4);
+      return;
+    }
+    alignas(64) float whole[16][16];
+    Tiles::template store<kSums>(whole, sizeof whole[0]);
+    for (int r = 0; r < rows; ++r) std::memcpy(o + int64_t{r} * ldo, whole[r], sizeof whole[r]);
+  }
+
+  template <Operands kRegisters>
+  struct Constant {
+    static constexpr Operands value = kRegisters;
+  };
+  template <Operands kRegisters>
+  static constexpr Constant<kRegisters> constant() {
+    return {};
+  }
+
+  template <int R, int N, class F>
+  static PM_INLINE void for_each_tile(F f) {
+    for_each_index<R * N>([&](auto i)
+                              PM_INLINE_LAMBDA { f(i, decltype(i)::value / N, decltype(i)::value % N); });
+  }
+
+  const int rows_;  // of A
+  const int tail_;  // pairs of D beyond a multiple of 16
+};
+
+}  // namespace pagemill
