@@ -176,7 +176,7 @@ TEST(MultiplyKernels, CountTheirFlops) {
     int f32, bf16;
   };
   const std::vector<Lanes> lanes = {
-      {"scalar", 4, 4}, {"avx2", 8, 8}, {"avx512bf16", 16, 16}, {"amx", 16, 256}};
+      {"scalar", 4, 4}, {"avx2", 8, 8}, {"avx512", 16, 16}, {"avx512bf16", 16, 16}, {"amx", 16, 256}};
   for (int i = 0; i < pm_isa_count(); ++i) {
     pm_isa_info isa{};
     isa.struct_size = sizeof isa;

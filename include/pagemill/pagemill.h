@@ -274,7 +274,7 @@ PM_API pm_status pm_pool_executor(pm_pool* pool, pm_executor* executor);
 
 typedef struct pm_isa_info {
   size_t struct_size;
-  const char* name;   /* scalar, avx2, avx512bf16, amx, amx_emulated */
+  const char* name;   /* scalar, avx2, avx512, avx512bf16, amx, amx_emulated */
   int32_t available;  /* this machine and OS can run it */
   int32_t selected;   /* what a NULL pm_config.isa picks now */
   const char* reason; /* why it is not selected, "" if it is */

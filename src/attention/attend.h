@@ -105,7 +105,7 @@ class Attend {
       }
       heads([&](int row_begin, int row_end) {
         Block keys;
-        Stager<Isa>(step_, seq_, kv_head_of(row_begin), scratch_).load(block, begin, end, keys);
+        Stager<Isa>(step_, seq_, kv_head_of(row_begin), scratch_).load(block, begin, end, keys, ahead);
         verbs_.arrange(keys.k, keys.v, (begin - block) / kGroupKeys,
                        (end - block + kGroupKeys - 1) / kGroupKeys, dim_, scratch_.v);
         attend_block(block, begin, end, row_begin, row_end, keys, ahead);
@@ -229,14 +229,20 @@ class Attend {
     const int columns = tile.groups * kGroupKeys;
     ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0,
                              step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0)};
-    for (int r = row_begin; r < row_end; ++r) {
+    const int of_group = (tile.row + row_begin) % step_.group;
+    int32_t token = token_of(tile.row + row_begin), head = head_of(tile.row + row_begin);
+    const int32_t past_head = head - of_group + step_.group;
+    for (int r = row_begin; r < row_end; ++r, ++head) {  // no division for each row
       const int row = tile.row + r;
-      const int32_t token = token_of(row);
+      if (head == past_head) {
+        head -= step_.group;
+        ++token;
+      }
       Range seen = visible_keys(seq_, step_.window, token);
       if (seen.begin < keys.begin) seen.begin = keys.begin;
       if (seen.end > keys.end) seen.end = keys.end;
       if (step_.alibi_slopes) {
-        transform.slope = step_.alibi_slopes[head_of(row)];
+        transform.slope = step_.alibi_slopes[head];
         transform.first_distance = static_cast<float>(int64_t{seq_.first_position} + token - key);
       }
       const RowState state{scratch_.o + int64_t{row} * ldo_, scratch_.m + row, scratch_.l + row * kGroupKeys};

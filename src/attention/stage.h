@@ -180,7 +180,7 @@ class Stager {
       : step_(step), seq_(seq), kv_head_(kv_head), scratch_(scratch) {}
 
   // Groups of the block at `block` that hold keys of [begin, end), which lies inside the block.
-  PM_INLINE void load(int32_t block, int32_t begin, int32_t end, Block& out) const {
+  PM_INLINE void load(int32_t block, int32_t begin, int32_t end, Block& out, Ahead& ahead) const {
     for (int32_t g = (begin - block) / kGroupKeys; g * kGroupKeys < end - block; ++g) {
       const int32_t key = block + g * kGroupKeys;
       const int first = begin > key ? begin - key : 0;
@@ -188,7 +188,7 @@ class Stager {
       if (step_.cache.layout == PM_TILES) {
         tile(key, first, last, g, out);
       } else {
-        pack_rows(key, first, last, g, out);
+        pack_rows(key, first, last, g, out, ahead);
       }
     }
   }
@@ -206,7 +206,7 @@ class Stager {
     out.v[g] = place.v;
   }
 
-  PM_NOINLINE void pack_rows(int32_t key, int first, int last, int32_t g, Block& out) const {
+  PM_NOINLINE void pack_rows(int32_t key, int first, int last, int32_t g, Block& out, Ahead& ahead) const {
     alignas(64) static constexpr float kZeros[kMaxHeadDim] = {};
     const std::byte* k_rows[kGroupKeys];
     const std::byte* v_rows[kGroupKeys];
@@ -219,8 +219,8 @@ class Stager {
     }
     std::byte* k = scratch_.k + g * group_bytes_;
     std::byte* v = scratch_.v + g * group_bytes_;
-    pack_keys<Isa>(k_rows, step_.head_dim, element_, k);
-    pack_values<Isa>(v_rows, step_.head_dim, element_, v);
+    pack_keys<Isa>(k_rows, step_.head_dim, element_, k, &ahead);
+    pack_values<Isa>(v_rows, step_.head_dim, element_, v, &ahead);
     out.k[g] = k;
     out.v[g] = v;
   }

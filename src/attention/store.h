@@ -47,9 +47,9 @@ class TokenStore {
     const KeyPlace group = place_of(step_, seq_, kv_head_, key_of(token));
     const std::byte* rows[kGroupKeys] = {};
     convert_rows(step_.k_new, token, step_.k_scale, rows);
-    pack_keys<Isa>(rows, step_.head_dim, element(), const_cast<std::byte*>(group.k));
+    pack_keys<Isa>(rows, step_.head_dim, element(), const_cast<std::byte*>(group.k), nullptr);
     convert_rows(step_.v_new, token, step_.v_scale, rows);
-    pack_values<Isa>(rows, step_.head_dim, element(), const_cast<std::byte*>(group.v));
+    pack_values<Isa>(rows, step_.head_dim, element(), const_cast<std::byte*>(group.v), nullptr);
   }
 
   int32_t key_of(int32_t token) const { return seq_.kv_len - seq_.q_len + token; }

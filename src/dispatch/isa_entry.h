@@ -20,7 +20,7 @@ inline constexpr Mma kMma_bf16 = Mma::kBf16, kMma_f32bf16 = Mma::kF32Bf16, kMma_
 PM_STORE(scalar)
 #if defined(PAGEMILL_X86)
 PM_STORE(avx2)
-PM_STORE(avx512bf16)
+PM_STORE(avx512)
 #endif
 #undef PM_STORE
 

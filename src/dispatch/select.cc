@@ -20,17 +20,17 @@ struct IsaTable {
 #if defined(PAGEMILL_X86)
   const Isa avx2{"avx2", &scalar, cpu_features().avx2_fma_f16c ? nullptr : "needs AVX2, FMA and F16C", false,
                  store_avx2};
-  const Isa avx512bf16{"avx512bf16", &avx2,
-                       cpu_features().avx512_bf16 ? nullptr
-                       : cpu_features().avx512    ? "needs AVX512_BF16"
-                                                  : "needs AVX-512 (F, BW, DQ, VL) and AVX512_BF16",
-                       false, store_avx512bf16};
+  const Isa avx512{"avx512", &avx2, cpu_features().avx512 ? nullptr : "needs AVX-512 (F, BW, DQ, VL)", false,
+                   store_avx512};
+  const Isa avx512bf16{"avx512bf16", &avx512,
+                       cpu_features().avx512_bf16 ? nullptr : "needs AVX-512 and AVX512_BF16", false,
+                       store_avx512};
   const Isa amx{"amx", &avx512bf16,
                 cpu_features().amx_permitted ? nullptr
                 : cpu_features().amx_bf16    ? "the system does not let this process use AMX tiles"
                                              : "needs AMX-TILE, AMX-BF16 and AVX512_BF16",
-                false, store_avx512bf16};
-  const std::array<const Isa*, 5> all{&amx, &avx512bf16, &avx2, &scalar, &amx_emulated};
+                false, store_avx512};
+  const std::array<const Isa*, 6> all{&amx, &avx512bf16, &avx512, &avx2, &scalar, &amx_emulated};
 #else
   const std::array<const Isa*, 2> all{&scalar, &amx_emulated};
 #endif

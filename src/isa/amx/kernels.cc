@@ -12,6 +12,7 @@ struct Amx : Avx512Bf16 {
 #define PM_VERBS(mma) TileMma<AmxTiles>
 #define PM_KERNEL_amx PM_DEFINE_KERNEL
 #define PM_KERNEL_avx512bf16 PM_NO_KERNEL
+#define PM_KERNEL_avx512 PM_NO_KERNEL
 #define PM_KERNEL_avx2 PM_NO_KERNEL
 #define PM_KERNEL_amx_emulated PM_NO_KERNEL
 #define PM_KERNEL_scalar PM_NO_KERNEL

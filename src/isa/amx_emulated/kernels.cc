@@ -13,6 +13,7 @@ struct AmxEmulatedIsa : ScalarVec<AmxEmulated> {
 #define PM_VERBS(mma) TileMma<amx_emulated::Tiles>
 #define PM_KERNEL_amx PM_NO_KERNEL
 #define PM_KERNEL_avx512bf16 PM_NO_KERNEL
+#define PM_KERNEL_avx512 PM_NO_KERNEL
 #define PM_KERNEL_avx2 PM_NO_KERNEL
 #define PM_KERNEL_amx_emulated PM_DEFINE_KERNEL
 #define PM_KERNEL_scalar PM_NO_KERNEL

@@ -8,6 +8,7 @@ namespace pagemill {
 #define PM_VERBS(mma) VectorMma<PM_ISA, mma>
 #define PM_KERNEL_amx PM_NO_KERNEL
 #define PM_KERNEL_avx512bf16 PM_NO_KERNEL
+#define PM_KERNEL_avx512 PM_NO_KERNEL
 #define PM_KERNEL_avx2 PM_DEFINE_KERNEL
 #define PM_KERNEL_amx_emulated PM_NO_KERNEL
 #define PM_KERNEL_scalar PM_NO_KERNEL

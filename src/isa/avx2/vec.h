@@ -16,7 +16,6 @@ struct Avx2 {
   static constexpr int kRows = 6, kGroups = 1,
                        kVectors = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16
   static constexpr int kTileRows = 24;
-  static constexpr bool kDots = false;
 
   static PM_INLINE F zero() { return _mm256_setzero_ps(); }
   static PM_INLINE F set1(float x) { return _mm256_set1_ps(x); }
@@ -108,9 +107,19 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
 
-  // dst[i][t] = rows[t][i] for i < n: 16 rows of n 32-bit words, n a multiple of 4.
-  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
-    for (int i = 0; i < n; i += 4) {
+  // dst[d] = low[d] | high[d] << 16 for d < n, n a multiple of 8.
+  static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
+    for (int d = 0; d < n; d += 8) {
+      const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low + 2 * d));
+      const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high + 2 * d));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + d), _mm_unpacklo_epi16(a, b));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + d + 4), _mm_unpackhi_epi16(a, b));
+    }
+  }
+
+  // dst[i][t] = rows[t][i] for begin <= i < end: 16 rows of 32-bit words; end - begin is a multiple of 4.
+  static PM_INLINE void transpose(const std::byte* const* rows, int begin, int end, uint32_t* dst) {
+    for (int i = begin; i < end; i += 4) {
       PM_UNROLL for (int half = 0; half < 16; half += 8) {
         __m256 r[4];  // r[j]: words of row half + j, then of row half + j + 4
         PM_UNROLL for (int j = 0; j < 4; ++j) {

@@ -1,65 +1,15 @@
-// AVX-512 (F, BW, VL, DQ) with AVX512-BF16: 16 lanes, vdpbf16ps.
+// AVX-512 with AVX512-BF16: vdpbf16ps.
 #pragma once
 
-#include <immintrin.h>
-
-#include <limits>
-
-#include "isa/mma_kind.h"
+#include "isa/avx512/vec.h"
 
 namespace pagemill {
 
-struct Avx512Bf16 {
-  using F = __m512;
+struct Avx512Bf16 : Avx512 {
   using B = __m512bh;
-  static constexpr int kLanes = 16;
-  static constexpr int kRows = 6, kGroups = 4,
-                       kVectors = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32
-  static constexpr int kTileRows = 24;
-  static constexpr bool kDots = true;
-
-  static PM_INLINE __mmask16 first(int lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
-
-  static PM_INLINE F zero() { return _mm512_setzero_ps(); }
-  static PM_INLINE F set1(float x) { return _mm512_set1_ps(x); }
-  static PM_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-  static PM_INLINE F load(const float* p, int lanes) {
-    return lanes == kLanes ? load(p) : _mm512_maskz_loadu_ps(first(lanes), p);
-  }
-  static PM_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static PM_INLINE void store(float* p, F x, int lanes) { _mm512_mask_storeu_ps(p, first(lanes), x); }
-  static PM_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
-  static PM_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static PM_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static PM_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
-  static PM_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static PM_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }  // b where either is NaN
-  static PM_INLINE F abs(F x) { return _mm512_abs_ps(x); }
-  static PM_INLINE F iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-  static PM_INLINE F where_less(F a, F b, F x, F y) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
-  }
-  // Lanes outside [begin, end), 0 <= begin <= end <= 16, become -inf.
-  static PM_INLINE F keep(F x, int begin, int end) {
-    const auto mask = static_cast<__mmask16>(((1u << end) - 1) & ~((1u << begin) - 1));
-    return _mm512_mask_blend_ps(mask, set1(-std::numeric_limits<float>::infinity()), x);
-  }
-  static PM_INLINE float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
-  static PM_INLINE float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
-
-  static PM_INLINE bool none_above(F a, float limit) {  // false if a lane is NaN
-    return _mm512_cmp_ps_mask(a, set1(limit), _CMP_NLE_UQ) == 0;
-  }
-
-  // 2^x for x < 128; 0 at -inf, NaN for NaN. `p` is the polynomial of the fraction, x - floor(x).
-  template <class Polynomial>
-  static PM_INLINE F exp2(F x, Polynomial p) {
-    return _mm512_scalef_ps(p(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
-  }
 
   static PM_INLINE B load_pairs(const std::byte* p, int lanes) {
-    return reinterpret_cast<B>(lanes == kLanes ? _mm512_loadu_si512(p)
-                                               : _mm512_maskz_loadu_epi32(first(lanes), p));
+    return reinterpret_cast<B>(load_words(p, lanes));
   }
   static PM_INLINE B broadcast_pair(const std::byte* p) {
     int32_t pair;
@@ -67,79 +17,10 @@ struct Avx512Bf16 {
     return reinterpret_cast<B>(_mm512_set1_epi32(pair));
   }
   static PM_INLINE F dot(F acc, B a, B b) { return _mm512_dpbf16_ps(acc, a, b); }
-  static PM_INLINE __m512i load_words(const std::byte* p, int lanes) {
-    return lanes == kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(lanes), p);
-  }
-  // Element kHalf (0 or 1) of each pair.
-  template <int kHalf>
-  static PM_INLINE F widen_bf16(const std::byte* p, int lanes) {
-    const __m512i x = load_words(p, lanes);
-    return _mm512_castsi512_ps(kHalf ? _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))
-                                     : _mm512_slli_epi32(x, 16));
-  }
-  template <int kHalf>
-  static PM_INLINE F widen_f16(const std::byte* p, int lanes) {
-    const __m512i x = load_words(p, lanes);
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(kHalf ? _mm512_srli_epi32(x, 16) : x));
-  }
 
-  static PM_INLINE F load_bf16(const uint16_t* p, int lanes) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(lanes), p)), 16));
-  }
-  static PM_INLINE F load_f16(const uint16_t* p, int lanes) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(lanes), p));
-  }
-  // Round to nearest even, denormals kept, NaN stays NaN.
-  static PM_INLINE void store_bf16(uint16_t* p, F x, int lanes) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i y =
-        _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
-    y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
-    _mm256_mask_storeu_epi16(p, first(lanes), _mm512_cvtepi32_epi16(y));
-  }
-  static PM_INLINE void store_f16(uint16_t* p, F x, int lanes) {
-    _mm256_mask_storeu_epi16(p, first(lanes), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-  }
   // Weights are in [0, 256]: flushing bf16 denormals is harmless.
   static PM_INLINE void store_weights(uint16_t* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-  }
-
-  // dst[i][t] = rows[t][i] for i < n: 16 rows of n 32-bit words.
-  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
-    for (int i = 0; i < n; i += 16) {
-      const int words = n - i < 16 ? n - i : 16;
-      __m512i r[16], t[16];
-      PM_UNROLL for (int j = 0; j < 16; ++j) r[j] = _mm512_maskz_loadu_epi32(first(words), rows[j] + 4 * i);
-      PM_UNROLL for (int j = 0; j < 16; j += 2) {
-        t[j] = _mm512_unpacklo_epi32(r[j], r[j + 1]);
-        t[j + 1] = _mm512_unpackhi_epi32(r[j], r[j + 1]);
-      }
-      PM_UNROLL for (int j = 0; j < 16; j += 4) {
-        r[j] = _mm512_unpacklo_epi64(t[j], t[j + 2]);
-        r[j + 1] = _mm512_unpackhi_epi64(t[j], t[j + 2]);
-        r[j + 2] = _mm512_unpacklo_epi64(t[j + 1], t[j + 3]);
-        r[j + 3] = _mm512_unpackhi_epi64(t[j + 1], t[j + 3]);
-      }
-      PM_UNROLL for (int j = 0; j < 4; ++j) {
-        t[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
-        t[j + 4] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
-        t[j + 8] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88);
-        t[j + 12] = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
-      }
-      PM_UNROLL for (int j = 0; j < 4; ++j) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
-        r[j + 4] = _mm512_shuffle_i32x4(t[j + 4], t[j + 12], 0x88);
-        r[j + 12] = _mm512_shuffle_i32x4(t[j + 4], t[j + 12], 0xdd);
-      }
-      PM_UNROLL for (int j = 0; j < 16; ++j) {
-        if (j < words) _mm512_storeu_si512(dst + (i + j) * 16, r[j]);
-      }
-    }
   }
 };
 

@@ -17,7 +17,6 @@ struct ScalarVec {
   static constexpr int kLanes = 1;
   static constexpr int kRows = 2, kGroups = 1, kVectors = 4;
   static constexpr int kTileRows = 16;
-  static constexpr bool kDots = false;
 
   static PM_INLINE F zero() { return 0; }
   static PM_INLINE F set1(float x) { return x; }
@@ -77,8 +76,16 @@ struct ScalarVec {
   static PM_INLINE void store_f16(uint16_t* p, F x, int) { *p = f32_to_f16(x); }
   static PM_INLINE void store_weights(uint16_t* p, F x) { *p = f32_to_bf16(x); }
 
-  static PM_INLINE void transpose(const std::byte* const* rows, int n, uint32_t* dst) {
-    for (int i = 0; i < n; ++i) {
+  static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
+    for (int d = 0; d < n; ++d) {
+      uint16_t a, b;
+      std::memcpy(&a, low + 2 * d, 2);
+      std::memcpy(&b, high + 2 * d, 2);
+      dst[d] = uint32_t{a} | uint32_t{b} << 16;
+    }
+  }
+  static PM_INLINE void transpose(const std::byte* const* rows, int begin, int end, uint32_t* dst) {
+    for (int i = begin; i < end; ++i) {
       for (int t = 0; t < 16; ++t) std::memcpy(dst + i * 16 + t, rows[t] + 4 * i, 4);
     }
   }
