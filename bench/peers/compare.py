@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pagemill_c import VERSION, Pagemill, default_threads, make_executor
+from pagemill_c import VERSION, Executor, Pagemill, default_threads, make_executor
 from peaks import Peaks, last_level_cache_bytes
 from step import SHAPES, Array, Shape, Step
 
@@ -117,9 +117,8 @@ def summary(name: str, samples: Array, shape: Shape, dtype: str, error: float) -
     }
 
 
-def compare(peer_class: Any, shape: Shape, threads: int, seconds: float) -> dict[str, Any]:
+def compare(peer_class: Any, shape: Shape, threads: int, executor: Executor, seconds: float) -> dict[str, Any]:
     step = Step(shape, peer_class.dtype, turnover=4 * last_level_cache_bytes())
-    executor = make_executor(threads)
     pagemill, peer = Pagemill(step, threads, executor), peer_class(step, threads)
     contestants = {"Pagemill": pagemill, peer.name: peer}
     errors = []
@@ -179,9 +178,10 @@ def main() -> None:
     options = parser.parse_args()
 
     peer_class = import_module(f"peer_{options.peer}").Peer
+    executor = make_executor(options.threads)
     cases = []
     for shape in options.shape or SHAPES:
-        cases.append(compare(peer_class, SHAPES[shape], options.threads, options.seconds))
+        cases.append(compare(peer_class, SHAPES[shape], options.threads, executor, options.seconds))
         print_case(peer_class.name, cases[-1])
     report = {
         "date": date.today().isoformat(),
@@ -189,6 +189,7 @@ def main() -> None:
         "threads": options.threads,
         "pagemill": VERSION,
         "peer": peer_class.name,
+        "dtype": peer_class.dtype,
         "version": peer_class.version,
         "ran": peer_class.ran,
         "settings": peer_class.settings,

@@ -22,6 +22,9 @@ class Peaks:
         made = library.peaks_create(c.byref(executor), threads, isa.encode(), PM_DTYPES[dtype])
         self.handle = c.c_void_p(made)
 
+    def __del__(self) -> None:
+        library.peaks_destroy(self.handle)
+
     def slice(self) -> Array:
         """Bytes/s and flop/s."""
         rates = (c.c_double * 2)()

@@ -13,6 +13,10 @@ PM_API void* peaks_create(const pm_executor* executor, int threads, const char* 
   return new pagemill::Peaks(*executor, threads, isa, type, type);
 }
 
+PM_API void peaks_destroy(void* peaks) {
+  delete static_cast<pagemill::Peaks*>(peaks);
+}
+
 // rates: bytes/s and flop/s.
 PM_API void peaks_slice(void* peaks, double rates[2]) {
   const pagemill::PeakRates slice = static_cast<pagemill::Peaks*>(peaks)->slice();

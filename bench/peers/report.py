@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Writes results of compare.py, one file a peer, into docs/benchmarks.md and draws docs/benchmarks.svg."""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
+
+Report = dict[str, Any]
+
+
+def heading(reports: list[Report]) -> list[str]:
+    first = reports[0]
+    peaks = [(case["dtype"], case["peak_read_gbps"], case["peak_tflops"]) for r in reports for case in r["cases"]]
+    flops = {dtype: max(tflops for d, _, tflops in peaks if d == dtype) for dtype, _, _ in peaks}
+    read = max(gbps for _, gbps, _ in peaks)
+    multiply = ", ".join(f"{dtype} {tflops:.3f} TFLOP/s" for dtype, tflops in flops.items())
+    return [
+        f"{first['date']}, {first['cpu']}, {first['threads']} threads, Pagemill {first['pagemill']}. Measured peaks: "
+        f"read {read:.1f} GB/s; multiply for {multiply}.",
+        "",
+    ]
+
+
+def versions(reports: list[Report]) -> list[str]:
+    rows = [f"| {r['peer']} | {r['version']} | {r['dtype']} | {r['ran']} | {r['settings']} |" for r in reports]
+    return ["| peer | version | dtype | ran | settings |", "|---|---|---|---|---|", *rows]
+
+
+def table(case: str, results: list[tuple[Report, Report]]) -> list[str]:
+    """results: of one case, each with its report."""
+    ratio_name, rate_name, rate, unit, digits = (
+        ("mbu", "MBU", "kv_gbps", "GB/s", 1) if case.startswith("decode") else ("mfu", "MFU", "tflops", "TFLOP/s", 3)
+    )
+    columns = ("ms", unit, rate_name)
+    lines = [
+        f"### {case[0].upper()}{case[1:]}",
+        "",
+        f"| peer | dtype | {' | '.join(columns)} | Pagemill: {' | '.join(columns)} | times as fast | at the peak |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for report, result in results:
+        sides = [
+            f"{side['seconds'] * 1e3:.1f} | {side[rate]:.{digits}f} | {side[ratio_name]:.2f}"
+            for side in (result["peer"], result["pagemill"])
+        ]
+        ratio = result["ratio"]
+        lines.append(
+            f"| {report['peer']} | {result['dtype']} | {' | '.join(sides)} | **{ratio['median']:.2f}** "
+            f"({ratio['low']:.2f} to {ratio['high']:.2f}) | {1 / result['peer'][ratio_name]:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def draw(cases: dict[str, list[tuple[Report, Report]]], file: Path) -> None:
+    """Clusters of bars, a cluster for each case."""
+    peers = [report["peer"] for report, _ in next(iter(cases.values()))]
+    data = ""
+    for case, results in cases.items():
+        cells = (result["ratio"][key] for _, result in results for key in ("median", "low", "high"))
+        data += f'"{case}" {" ".join(map(str, cells))}\n'
+    colors = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677")
+    bars = ", ".join(
+        f"$data using {3 * i + 2}:{3 * i + 3}:{3 * i + 4}{':xtic(1)' if i == 0 else ''} "
+        f"title '{peer}' linecolor rgb '{color}'"
+        for i, (peer, color) in enumerate(zip(peers, colors, strict=False))
+    )
+    script = f"""$data << END
+{data}END
+set terminal svg size 860,440 font 'sans-serif,13' background 'white'
+set output '{file}'
+set style data histogram
+set style histogram errorbars gap 1 linewidth 1
+set style fill solid 0.85
+set yrange [0:*]
+set ylabel 'Pagemill is times as fast'
+set grid y
+set key outside below noenhanced
+plot {bars}, 1 with lines linecolor rgb '#888888' notitle
+"""
+    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="+")
+    reports = [json.loads(file.read_text()) for file in parser.parse_args().results]
+
+    cases: dict[str, list[tuple[Report, Report]]] = {}
+    for report in reports:
+        for result in report["cases"]:
+            cases.setdefault(result["case"], []).append((report, result))
+    lines = heading(reports)
+    for case, results in cases.items():
+        lines += table(case, results)
+    lines += ["![How many times as fast Pagemill is](benchmarks.svg)", "", "What ran:", "", *versions(reports), ""]
+
+    page = DOCS / "benchmarks.md"
+    before, rest = page.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(before + BEGIN + "\n".join(lines) + END + after)
+    draw(cases, DOCS / "benchmarks.svg")
+
+
+if __name__ == "__main__":
+    main()
