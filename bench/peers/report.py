@@ -73,7 +73,7 @@ set style data histogram
 set style histogram errorbars gap 1 linewidth 1
 set style fill solid 0.85
 set yrange [0:*]
-set ylabel 'Pagemill is times as fast'
+set ylabel 'time of the peer / time of Pagemill'
 set grid y
 set key outside below noenhanced
 plot {bars}, 1 with lines linecolor rgb '#888888' notitle
@@ -93,7 +93,7 @@ def main() -> None:
     lines = heading(reports)
     for case, results in cases.items():
         lines += table(case, results)
-    lines += ["![How many times as fast Pagemill is](benchmarks.svg)", "", "What ran:", "", *versions(reports), ""]
+    lines += ["![Time of each peer over Pagemill's](benchmarks.svg)", "", "What ran:", "", *versions(reports), ""]
 
     page = DOCS / "benchmarks.md"
     before, rest = page.read_text().split(BEGIN)
