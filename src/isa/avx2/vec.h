@@ -73,12 +73,13 @@ struct Avx2 {
         _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_setzero_si256());
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(y, 0x08));
   }
-  // Element kHalf (0 or 1) of each pair.
+  // Element kHalf (0 or 1) of each pair. Two shifts, not a mask, whose register the products need: with one,
+  // four of the sums live in memory (0.62 of the FMA peak in prefill).
   template <int kHalf>
   static PM_INLINE F widen_bf16(const std::byte* p, int) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm256_castsi256_ps(kHalf ? _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))
-                                     : _mm256_slli_epi32(x, 16));
+    __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (kHalf) x = _mm256_srli_epi32(x, 16);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
   }
   template <int kHalf>
   static PM_INLINE F widen_f16(const std::byte* p, int) {
