@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -158,6 +159,16 @@ TEST(Concurrency, ManyThreadsShareAPool) {
   for (const std::string& problem : problems) EXPECT_EQ(problem, "");
 }
 
+TEST(Concurrency, APoolRunsEachOfManyTasksOnce) {
+  const Pool pool(3);
+  const Executor executor = pool.executor();
+  std::vector<int> runs(200'000);
+  executor.parallel_for(
+      executor.context, int32_t(runs.size()),
+      [](void* arg, int32_t i) { ++(*static_cast<std::vector<int>*>(arg))[i]; }, &runs);
+  EXPECT_EQ(runs, std::vector<int>(runs.size(), 1));
+}
+
 TEST(Fork, ChildHasAWorkingPool) {
   const Pool pool(3);
   const Executor executor = pool.executor();
@@ -180,6 +191,29 @@ TEST(Fork, ChildHasAWorkingPool) {
   c.restore();
   run(c, &executor);  // and so has the parent, still
   EXPECT_EQ(verify(c).problem, "");
+}
+
+// Two tasks that wait for each other end only on two threads.
+TEST(Fork, ChildsPoolHasThreads) {
+  const Pool pool(2);
+  const Executor executor = pool.executor();
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    std::atomic<int> arrived = 0;
+    executor.parallel_for(
+        executor.context, 2,
+        [](void* arg, int32_t) {
+          auto& count = *static_cast<std::atomic<int>*>(arg);
+          ++count;
+          while (count < 2) std::this_thread::yield();
+        },
+        &arrived);
+    _exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << "status " << status;
 }
 
 TEST(Versions, FieldsPastTheCallersStructTakeDefaults) {

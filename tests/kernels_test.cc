@@ -221,6 +221,28 @@ TEST_P(Kernels, FeaturesAndPairs) {
     }
 }
 
+TEST_P(Kernels, FeaturesOfSplitSequences) {
+  const std::vector<Feature> features = {
+      [](Spec& s) { s.sinks = true; },
+      [](Spec& s) { s.alibi = true; },
+      [](Spec& s) { s.soft_cap = 1.5; },
+      [](Spec& s) { s.window_left = 2300; },
+      [](Spec& s) { s.q_scale = 0.7f, s.k_scale = 1.3f, s.v_scale = 3; },
+  };
+  for (const Feature& feature : features)
+    for (pm_layout layout : {PM_TILES, PM_ROWS})
+      for (bool invariant : {false, true}) {
+        Spec spec = base(isa, layout);
+        spec.threads = 16;
+        spec.batch_invariant = invariant;
+        spec.seqs = sequences({{1, 3000}, {3, 2500}});
+        feature(spec);
+        Case c(spec);
+        EXPECT_GT(Plan(c.config, c.batch).stats().split_items, 0);
+        EXPECT_TRUE(right(spec));
+      }
+}
+
 TEST_P(Kernels, CrossAttention) {
   for (pm_layout layout : {PM_TILES, PM_ROWS})
     for (int left : {-1, 3, 40})

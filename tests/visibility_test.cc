@@ -44,11 +44,6 @@ void set_row(Case& c, bool value, int seq, int j, F&& element) {
     }
 }
 
-void save(Case& c) {
-  for (auto* group : {&c.inputs, &c.cache})
-    for (GuardedBuffer& buffer : *group) buffer.save();
-}
-
 // The rule of pagemill.h, key by key.
 bool sees(const Spec& spec, const SequenceSpec& s, int query, int j) {
   int position = s.first_position.value_or(s.kv_len - s.q_len) + query;
@@ -71,7 +66,7 @@ void expect_exact_visibility(Spec spec) {
   for (size_t b = 0; b < spec.seqs.size(); ++b)
     for (int j = 0; j < spec.seqs[b].kv_len; ++j)
       if (seen_by_any(spec, spec.seqs[b], j)) set_row(c, true, int(b), j, [&](int d) { return d == j % D; });
-  save(c);
+  c.save();
   label_faults(describe(spec));
   ASSERT_NO_THROW(run(c)) << describe(spec);
   for (size_t b = 0; b < spec.seqs.size(); ++b)
@@ -157,7 +152,7 @@ TEST_P(Visibility, PositionsPerSequenceAndCrossAttention) {
 void expect_contained(Spec spec, int poisoned, double poison, bool value) {
   Case clean(spec), dirty(spec);
   set_row(dirty, value, 0, poisoned, [&](int) { return poison; });
-  save(dirty);
+  dirty.save();
   label_faults(describe(spec));
   ASSERT_NO_THROW(run(clean));
   ASSERT_NO_THROW(run(dirty));
@@ -200,6 +195,29 @@ TEST_P(Visibility, PoisonOutOfSightStaysThere) {
             }
 }
 
+// The maximum of such scores is that of nothing at all, and the sum is not.
+TEST_P(Visibility, ANaNAmongScoresOfMinusInfinityIsSeen) {
+  for (pm_dtype dtype : {PM_BF16, PM_F32})
+    for (int threads : {1, 16})
+      for (bool invariant : {false, true})
+        for (int kv_len : {20, 3000}) {
+          Spec spec = uniform(isa, PM_TILES, dtype);
+          spec.threads = threads, spec.batch_invariant = invariant;
+          spec.seqs = {{0, 1, kv_len, {}, {}}};
+          Case c(spec);
+          for (int h = 0; h < spec.num_heads; ++h)
+            reference::put(dtype, const_cast<void*>(c.args.q), int64_t{h} * spec.head_dim, 1);
+          for (int j = 0; j < kv_len; ++j) set_row(c, false, 0, j, [](int d) { return d == 0 ? -kInf : 0; });
+          set_row(c, false, 0, kv_len - 1, [](int) { return kNaN; });
+          c.save();
+          run(c);
+          for (int h = 0; h < spec.num_heads; ++h) {
+            EXPECT_TRUE(std::isnan(reference::get(dtype, c.out_row(0, 0, h), 5))) << describe(spec);
+            EXPECT_TRUE(std::isnan(c.lse(0, 0, h))) << describe(spec);
+          }
+        }
+}
+
 TEST_P(Visibility, PoisonInAQueryStaysInItsRow) {
   Spec spec = uniform(isa, PM_TILES, PM_BF16);
   Case c(spec);
@@ -207,7 +225,7 @@ TEST_P(Visibility, PoisonInAQueryStaysInItsRow) {
   for (int d = 0; d < spec.head_dim; ++d)
     reference::put(spec.dtype, const_cast<void*>(c.args.q), (int64_t{poisoned} * 2 + 1) * spec.head_dim + d,
                    kNaN);
-  save(c);
+  c.save();
   run(c);
   for (size_t b = 0; b < spec.seqs.size(); ++b)
     for (int i = 0; i < spec.seqs[b].q_len; ++i)

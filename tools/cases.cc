@@ -138,8 +138,7 @@ Case::Case(const Spec& the_spec) : spec(the_spec) {
   add_tokens();
   add_outputs();
   if (spec.layout != PM_NO_CACHE) add_pages();
-  for (auto* group : {&metadata, &inputs, &cache, &out})
-    for (GuardedBuffer& buffer : *group) buffer.save();
+  save();
 }
 
 void Case::add_sequences() {
@@ -333,24 +332,29 @@ void Case::fill_cache(const std::vector<std::vector<int>>& pages) {
   }
 }
 
-void Case::restore() {
+void GuardedCall::save() {
+  for (auto* group : {&metadata, &inputs, &cache, &out})
+    for (GuardedBuffer& buffer : *group) buffer.save();
+}
+
+void GuardedCall::restore() {
   for (auto* group : {&cache, &out})
     for (GuardedBuffer& buffer : *group) buffer.restore();
 }
 
-const std::byte* Case::out_row(int seq, int query, int head) const {
+const std::byte* GuardedCall::out_row(int seq, int query, int head) const {
   const pm_args full = reference::with_strides(config, args);
   int64_t token = batch.query_start[seq] + query;
   return static_cast<const std::byte*>(args.out) +
-         reference::size_of(spec.out_dtype) * (token * full.out_stride_token + head * full.out_stride_head);
+         reference::size_of(config.out_dtype) * (token * full.out_stride_token + head * full.out_stride_head);
 }
 
-float Case::lse(int seq, int query, int head) const {
+float GuardedCall::lse(int seq, int query, int head) const {
   const pm_args full = reference::with_strides(config, args);
   return args.lse[(batch.query_start[seq] + query) * full.lse_stride_token + head];
 }
 
-std::vector<std::byte> Case::outputs() const {
+std::vector<std::byte> GuardedCall::outputs() const {
   std::vector<std::byte> bytes;
   for (const GuardedBuffer& buffer : out)
     bytes.insert(bytes.end(), buffer.data(), buffer.data() + buffer.size());

@@ -68,18 +68,14 @@ struct Limits {
 Spec random_spec(uint64_t seed, const Limits& limits);
 std::string describe(const Spec& spec);
 
-// The step of a Spec. config, batch and args point into guarded buffers. Whatever no query may see, and
-// whatever lies between strides, is NaN; table entries that no query needs are out of range.
-class Case {
- public:
-  explicit Case(const Spec& spec);
-
-  Spec spec;
+// A call, and the guarded buffers that config, batch and args point into.
+struct GuardedCall {
   pm_config config = PM_CONFIG_INIT;
   pm_batch batch = PM_BATCH_INIT;
   pm_args args = PM_ARGS_INIT;
 
-  void restore();  // all buffers as they were built
+  void save();     // what restore() and verify() compare with
+  void restore();  // what a run writes, as it was saved
   int q_len(int seq) const { return batch.query_start[seq + 1] - batch.query_start[seq]; }
   const std::byte* out_row(int seq, int query, int head) const;
   float lse(int seq, int query, int head) const;
@@ -89,6 +85,15 @@ class Case {
   std::vector<GuardedBuffer> inputs;
   std::vector<GuardedBuffer> cache;  // one buffer, or those of K and V; none without a cache
   std::vector<GuardedBuffer> out;    // out, lse
+};
+
+// The step of a Spec. Whatever no query may see, and whatever lies between strides, is NaN; table entries
+// that no query needs are out of range.
+class Case : public GuardedCall {
+ public:
+  explicit Case(const Spec& spec);
+
+  Spec spec;
 
  private:
   void add_tokens();
@@ -114,7 +119,7 @@ struct Verdict {
 
 // After a run: the cache holds what the reference stores, nothing else was written, and rows are within the
 // bound: all, or about as many as `multiplies` allow, the first and last of every sequence among them.
-Verdict verify(const Case& c, double multiplies = 2e7);
+Verdict verify(const GuardedCall& c, double multiplies = 2e7);
 
 // The ISAs that this machine can run, best first.
 std::vector<const char*> available_isas();

@@ -33,7 +33,7 @@ bool power_of_two(float x) {
   return std::frexp(x, &exponent) == 0.5f;
 }
 
-std::string check_cache(const Case& c) {
+std::string check_cache(const GuardedCall& c) {
   std::vector<std::vector<std::byte>> want;
   want.reserve(c.cache.size());
   for (const GuardedBuffer& buffer : c.cache) want.push_back(buffer.saved());
@@ -45,7 +45,7 @@ std::string check_cache(const Case& c) {
   reference::store(c.config, c.batch, args);
   const bool exact = power_of_two(c.args.k_scale) && power_of_two(c.args.v_scale);
   for (size_t i = 0; i < want.size(); ++i) {
-    if (std::memcmp(want[i].data(), c.cache[i].data(), want[i].size()) == 0) continue;
+    if (std::equal(want[i].begin(), want[i].end(), c.cache[i].data())) continue;
     const size_t bytes = reference::size_of(c.config.cache_dtype);
     for (int64_t e = 0; e < int64_t(want[i].size() / bytes); ++e) {
       const std::byte *got = c.cache[i].data(), *before = c.cache[i].saved().data(), *after = want[i].data();
@@ -63,7 +63,7 @@ std::string check_cache(const Case& c) {
 }
 
 // Everything in out and lse but the rows of the sequences is as it was.
-std::string check_surroundings(const Case& c) {
+std::string check_surroundings(const GuardedCall& c) {
   std::vector<std::vector<std::byte>> rest;
   rest.reserve(c.out.size());
   for (const GuardedBuffer& buffer : c.out) rest.emplace_back(buffer.data(), buffer.data() + buffer.size());
@@ -86,7 +86,7 @@ std::string check_surroundings(const Case& c) {
   return "";
 }
 
-void check_rows(const Case& c, double multiplies, Verdict& verdict) {
+void check_rows(const GuardedCall& c, double multiplies, Verdict& verdict) {
   const int H = c.config.num_heads;
   double work = 0;
   for (int b = 0; b < c.batch.num_seqs; ++b)
@@ -135,7 +135,7 @@ void run(Case& c, const pm_executor* executor) {
   });
 }
 
-Verdict verify(const Case& c, double multiplies) {
+Verdict verify(const GuardedCall& c, double multiplies) {
   Verdict verdict;
   verdict.problem = check_cache(c);
   if (verdict.problem.empty()) verdict.problem = check_surroundings(c);

@@ -1,0 +1,2 @@
+# Included after project(): builds what a processor without kernels of its own gets, the scalar ISA.
+set(CMAKE_SYSTEM_PROCESSOR generic)
