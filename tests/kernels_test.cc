@@ -243,6 +243,23 @@ TEST_P(Kernels, FeaturesOfSplitSequences) {
       }
 }
 
+// Bit for bit what one item gives that folds the same splits in ascending order.
+TEST_P(Kernels, InvariantSplitsKeepEveryBit) {
+  for (pm_layout layout : {PM_TILES, PM_ROWS}) {
+    Spec spec = base(isa, layout);
+    spec.dtype = spec.out_dtype = PM_F32;
+    spec.batch_invariant = true;
+    spec.seqs = sequences({{1, 5000}, {2, 6000}});
+    Spec split = spec;
+    spec.threads = 1, split.threads = 16;
+    Case whole(spec), parts(split);
+    EXPECT_GT(Plan(parts.config, parts.batch).stats().split_items, 0);
+    run(whole);
+    run(parts);
+    EXPECT_EQ(whole.outputs() == parts.outputs(), true) << describe(split);
+  }
+}
+
 TEST_P(Kernels, CrossAttention) {
   for (pm_layout layout : {PM_TILES, PM_ROWS})
     for (int left : {-1, 3, 40})
