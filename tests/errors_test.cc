@@ -90,6 +90,26 @@ const std::vector<Mistake> kBatchMistakes = {
      {"kv_len[0] = 0", "3"},
      PM_INVALID_ARGUMENT,
      good(PM_NO_CACHE)},
+    {"KvLenWithoutCacheMisaligned",
+     [](Case& c) {
+       c.batch.kv_len = c.batch.query_start;
+       shift(c.batch.kv_len, 2);
+     },
+     {"kv_len = 0x", "4 bytes"},
+     PM_INVALID_ARGUMENT,
+     good(PM_NO_CACHE)},
+    {"RowIndexMisaligned",
+     [](Case& c) {
+       c.batch.row_index = c.batch.kv_len;
+       shift(c.batch.row_index, 2);
+     },
+     {"row_index = 0x", "4 bytes"}},
+    {"FirstPositionMisaligned",
+     [](Case& c) {
+       c.batch.first_position = c.batch.kv_len;
+       shift(c.batch.first_position, 1);
+     },
+     {"first_position = 0x", "4 bytes"}},
     {"TableNull", [](Case& c) { c.batch.page_table = nullptr; }, {"page_table = NULL"}},
     {"TableMisaligned", [](Case& c) { shift(c.batch.page_table, 2); }, {"page_table = 0x"}},
     {"TableTooShort", [](Case& c) { c.batch.pages_per_seq = 2; }, {"pages_per_seq = 2", "3"}},

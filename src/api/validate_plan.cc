@@ -153,7 +153,9 @@ pm_status validate_batch(const pm_config& config, const pm_batch* in, pm_batch& 
   }
   if (out.num_seqs == 0) return PM_OK;
   PM_TRY(expect_pointer(out.query_start, "query_start", 4));
-  if (config.layout != PM_NO_CACHE) PM_TRY(expect_pointer(out.kv_len, "kv_len", 4));
+  if (out.kv_len || config.layout != PM_NO_CACHE) PM_TRY(expect_pointer(out.kv_len, "kv_len", 4));
+  if (out.row_index) PM_TRY(expect_pointer(out.row_index, "row_index", 4));
+  if (out.first_position) PM_TRY(expect_pointer(out.first_position, "first_position", 4));
   if (out.query_start[0] != 0) {
     return fail(PM_INVALID_ARGUMENT, "query_start[0] = %d: expected 0", out.query_start[0]);
   }

@@ -123,11 +123,12 @@ void FuzzedCall::spoil_scalar(Bytes& bytes) {
 
 void FuzzedCall::spoil_metadata_pointer(Bytes& bytes) {
   const int32_t** const pointers[] = {&passed.batch.query_start, &passed.batch.kv_len,
-                                      &passed.batch.page_table};
-  const int32_t*& pointer = *pointers[bytes.between(0, 2)];
+                                      &passed.batch.page_table, &passed.batch.row_index,
+                                      &passed.batch.first_position};
+  const int32_t*& pointer = *pointers[bytes.between(0, 4)];
   if (bytes.any<bool>()) {
     pointer = nullptr;
-  } else {
+  } else if (pointer) {
     shift(pointer, bytes.between(1, 3));
   }
 }
