@@ -141,13 +141,15 @@ PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_
     }
     const KeyPlace place = place_of(step, seq, head_begin, begin);
     const int64_t keys = stop - begin;
+    // The stride of a single key or head may be any number.
+    const auto bytes_of = [&](int64_t stride, int64_t count) { return count > 1 ? stride * element : 0; };
     if (c.layout == PM_TILES) {
       const int64_t bytes = (keys + kGroupKeys - 1) / kGroupKeys * kGroupKeys * row_bytes;
-      list.add({place.k, heads, c.k_head * element, 1, 0, bytes},
-               {place.v, heads, c.v_head * element, 1, 0, bytes});
+      list.add({place.k, heads, bytes_of(c.k_head, heads), 1, 0, bytes},
+               {place.v, heads, bytes_of(c.v_head, heads), 1, 0, bytes});
     } else {
-      list.add({place.k, keys, c.k_token * element, heads, c.k_head * element, row_bytes},
-               {place.v, keys, c.v_token * element, heads, c.v_head * element, row_bytes});
+      list.add({place.k, keys, bytes_of(c.k_token, keys), heads, bytes_of(c.k_head, heads), row_bytes},
+               {place.v, keys, bytes_of(c.v_token, keys), heads, bytes_of(c.v_head, heads), row_bytes});
     }
     begin = stop;
   }
