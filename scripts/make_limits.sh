@@ -1,0 +1,74 @@
+#!/bin/sh
+# Measures every shape that Pagemill is tuned for against the peaks of the machine: writes docs/limits.md. About four
+# minutes, on an otherwise idle machine, after ./run has built the command line.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/install_packages.sh jq
+pagemill=build/tools/pagemill
+rows=$(mktemp)
+trap 'rm "$rows"' EXIT
+
+# One row: the ratio's name, its goal, what it is, then the arguments of `pagemill bench`.
+measure() {
+  ratio=$1 goal=$2 label=$3
+  shift 3
+  echo "$label" >&2
+  "$pagemill" bench "$@" --seconds 2 --json |
+    jq -r --arg ratio "$ratio" --arg goal "$goal" --arg label "$label" --arg command "$*" \
+      '"| \($label) | \($ratio) | \(.[$ratio] * 1000 | round / 1000) | \($goal) | \(.seconds * 1e6 | round / 1000) | \(.peak_read_gbps | round) | \(.peak_gflops | round) | `\($command)` |"' \
+      >>"$rows"
+}
+
+heads() { echo "--heads $1 --kv-heads $2 --head-dim $3"; }
+
+for page in 16 64 128; do
+  measure mbu 0.86 "decode 16 x 4096, pages of $page" decode --page-size $page
+done
+measure mbu 0.65 'the same on one thread' decode --threads 1
+measure mbu 0.75 'decode, rows' decode --layout rows
+measure mbu 0.65 'decode, rows, pages of one token' decode --layout rows --page-size 1
+# shellcheck disable=SC2046 # heads prints words
+{
+  measure roofline 0.80 'decode, G = 1' decode $(heads 8 8 128)
+  measure roofline 0.70 'decode, G = 8' decode $(heads 64 8 128)
+  measure roofline 0.65 'decode, G = 16' decode $(heads 64 4 128)
+  measure roofline 0.65 'decode, G = 64' decode $(heads 64 1 128)
+}
+measure mbu 0.80 'decode 1 x 131072' decode --batch 1 --context 131072
+measure roofline 0.50 'decode 64 x 128' decode --batch 64 --context 128
+measure roofline 0.70 '16 sequences of 4 queries at 4096' decode --q-len 4
+measure mfu 0.83 'prefill 1 x 4096' prefill
+measure mfu 0.83 'prefill 1 x 16384' prefill --context 16384
+measure mfu 0.80 'prefill 1 x 4096, avx512' prefill --isa avx512
+measure mfu 0.80 'prefill 1 x 4096, avx2' prefill --isa avx2
+measure mfu 0.70 'prefill 8 x 512' prefill --batch 8 --context 512
+measure mfu 0.75 '512 new tokens on 3584' prefill --q-len 512
+measure mfu 0.75 'the same, window 1024' prefill --q-len 512 --window 1024
+measure roofline 0.80 'mixed: 14 decodes and a chunk' mixed
+# shellcheck disable=SC2046 # heads prints words
+for dim in 64 80 96 112 256; do
+  measure mbu '0.85 of D 128' "decode, D = $dim" decode $(heads 32 8 $dim)
+  measure mfu '0.85 of D 128' "prefill, D = $dim" prefill $(heads 32 8 $dim)
+done
+for dtype in f32 f16; do
+  goal=$([ $dtype = f32 ] && echo 0.75 || echo 0.65)
+  measure roofline "$goal" "decode, $dtype" decode --dtype $dtype
+  measure roofline "$goal" "prefill, $dtype" prefill --dtype $dtype
+done
+measure mbu '0.90 of normal' 'decode, batch-invariant' decode --invariant
+measure mfu '0.90 of normal' 'prefill, batch-invariant' prefill --invariant
+
+{
+  cat <<TEXT
+# Every shape against its limit
+
+Made by \`scripts/make_limits.sh\` on $("$pagemill" info --json | jq -r '"\(.cpu), \(.threads) threads, `\(.isas[] | select(.selected).name)`"'),
+$(date -u +%F). Medians over two seconds each; bf16, llama3-8b, pages of 16 tokens, layout \`tiles\` and all threads unless
+named. The peaks are of the same two seconds: a virtual machine's read bandwidth moves with its neighbours, and where it is
+high one core cannot follow it ([kernels.md](kernels.md)).
+
+| work | of | ratio | goal | ms | peak GB/s | peak GFLOP/s | \`pagemill bench\` |
+|---|---|---|---|---|---|---|---|
+TEXT
+  cat "$rows"
+} >docs/limits.md
