@@ -257,6 +257,54 @@ TEST(Versions, StatsAreCutToTheCallersStruct) {
   EXPECT_EQ(stats.items, 0x5555555555555555);
 }
 
+TEST(Versions, EstimatesAreCutToTheCallersStruct) {
+  Case c(small());
+  Plan plan(c.config, c.batch);
+  pm_estimate estimate;
+  std::memset(&estimate, 0x55, sizeof estimate);
+  const double before = estimate.run_ns;
+  estimate.struct_size = offsetof(pm_estimate, run_ns);
+  check(pm_plan_estimate(plan.get(), &estimate));
+  EXPECT_EQ(estimate.unsplit_ns, plan.estimate().unsplit_ns);
+  EXPECT_EQ(std::memcmp(&estimate.run_ns, &before, sizeof before), 0);
+}
+
+TEST(Estimate, IsTheWorkOnOneThread) {
+  Case c(small());
+  c.config.threads = 1;
+  const pm_estimate one = Plan(c.config, c.batch).estimate();
+  EXPECT_GT(one.unsplit_ns, 0);
+  EXPECT_NEAR(one.run_ns, one.unsplit_ns, 1e-3 * one.unsplit_ns);
+  c.batch.num_seqs -= 1;
+  EXPECT_LT(Plan(c.config, c.batch).estimate().unsplit_ns, one.unsplit_ns);
+  EXPECT_EQ(Plan().estimate().run_ns, 0) << "before the first build";
+}
+
+TEST(Estimate, NamesWhatIsMissing) {
+  pm_estimate estimate = {};
+  estimate.struct_size = sizeof estimate;
+  EXPECT_EQ(pm_plan_estimate(nullptr, &estimate), PM_INVALID_ARGUMENT);
+  EXPECT_THAT(pm_last_error(), testing::HasSubstr("plan = NULL"));
+  EXPECT_EQ(pm_plan_estimate(Plan().get(), nullptr), PM_INVALID_ARGUMENT);
+  EXPECT_THAT(pm_last_error(), testing::HasSubstr("estimate = NULL"));
+}
+
+TEST(TuneInfo, TellsWhereCostsComeFrom) {
+  for (const pm_isa_info& isa : all_isas()) {
+    if (!isa.available) continue;
+    pm_tune_info info = {};
+    info.struct_size = sizeof info;
+    ASSERT_EQ(pm_tune_get(isa.name, &info), PM_OK);
+    EXPECT_STREQ(info.isa, isa.name);
+    EXPECT_NE(info.path, nullptr);
+    EXPECT_TRUE(!info.tuned || std::string(info.problem).empty());
+  }
+  pm_tune_info info = {};
+  info.struct_size = sizeof info;
+  EXPECT_EQ(pm_tune_get("abacus", &info), PM_INVALID_ARGUMENT);
+  EXPECT_EQ(pm_tune_get(nullptr, nullptr), PM_INVALID_ARGUMENT);
+}
+
 TEST(Stats, CountTheBatch) {
   Case c(small());
   Plan plan(c.config, c.batch);

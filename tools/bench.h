@@ -8,6 +8,10 @@
 #include "bench_step.h"
 #include "workload.h"
 
+namespace CLI {
+class App;
+}
+
 namespace pagemill {
 
 // How long to repeat: `repetitions` times, or (0) for `seconds`, at least kLeastRepetitions times.
@@ -32,6 +36,8 @@ struct BenchResult {
 
 // Throws std::runtime_error if the results are wrong, or a ratio is above 1.02: a measuring error.
 BenchResult run_bench(const BenchSpec& spec, const BenchLength& length);
+
+void add_bench_plan(CLI::App& bench);  // bench plan
 
 }  // namespace pagemill
 

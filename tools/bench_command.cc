@@ -134,6 +134,7 @@ void add_bench(CLI::App& app) {
   add_case(*bench, "prefill", "Whole prompts (1 x 4096), or chunks of --q-len at their end", 1, 4096,
            kWholePrompt);
   add_case(*bench, "mixed", "Decodes (14 x 4096) and one chunk of a prompt (512 of 2048)", 14, 4096, 512);
+  add_bench_plan(*bench);
 }
 
 }  // namespace pagemill

@@ -3,25 +3,36 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "reference.h"
 
 namespace pagemill {
 namespace {
 
-// Fills a buffer with N(0, 1) by repeating some a million of them. Their number is prime, so that no two
-// rows of a cache are alike.
-void fill_normal(const HugeBuffer& buffer, pm_dtype dtype, uint32_t seed) {
-  constexpr size_t kDraws = 1048583;
-  const size_t size = kDraws * element_size(dtype);
-  std::vector<std::byte> draws(size);
+constexpr size_t kDraws = 1048583;
+
+// That many of N(0, 1), made once.
+const std::vector<std::byte>& normal_draws(pm_dtype dtype, uint32_t seed) {
+  static std::map<std::pair<pm_dtype, uint32_t>, std::vector<std::byte>> made;
+  std::vector<std::byte>& draws = made[{dtype, seed}];
+  if (!draws.empty()) return draws;
+  draws.resize(kDraws * element_size(dtype));
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   for (size_t i = 0; i < kDraws; ++i) reference::put(dtype, draws.data(), int64_t(i), normal(random));
-  for (size_t at = 0; at < buffer.bytes(); at += size) {
-    std::memcpy(buffer.data() + at, draws.data(), std::min(size, buffer.bytes() - at));
+  return draws;
+}
+
+// Fills a buffer with N(0, 1) by repeating some a million of them. Their number is prime, so that no two
+// rows of a cache are alike.
+void fill_normal(const HugeBuffer& buffer, pm_dtype dtype, uint32_t seed) {
+  const std::vector<std::byte>& draws = normal_draws(dtype, seed);
+  for (size_t at = 0; at < buffer.bytes(); at += draws.size()) {
+    std::memcpy(buffer.data() + at, draws.data(), std::min(draws.size(), buffer.bytes() - at));
   }
 }
 
@@ -109,13 +120,22 @@ void BenchStep::make_caches(double turnover) {
   fill_normal(caches_, config_.cache_dtype, 7);
 }
 
-void BenchStep::run(const pm_executor& executor) {
+void BenchStep::next_copy() {
   const size_t plane = size_t(config_.page_size) * config_.head_dim * element_size(config_.cache_dtype);
   std::byte* copy = caches_.data() + copy_bytes_ * next_copy_;
   args_.k_cache = copy;
   args_.v_cache = copy + (config_.layout == PM_TILES ? plane : copy_bytes_ / 2);
   next_copy_ = (next_copy_ + 1) % copies_;
+}
+
+void BenchStep::run(const pm_executor& executor) {
+  next_copy();
   plan_.run(args_, workspace_, &executor);
+}
+
+void BenchStep::store(const pm_executor& executor) {
+  next_copy();
+  plan_.store(args_, workspace_, &executor);
 }
 
 double BenchStep::worst_error(int rows) {

@@ -38,11 +38,14 @@ class BenchStep {
 
   // The step on the next copy of the cache.
   void run(const pm_executor& executor);
+  // Its first half alone: new keys and values into the cache.
+  void store(const pm_executor& executor);
   // Worst error of `rows` random rows of the last run, in units of the bound.
   double worst_error(int rows);
 
   const pm_config& config() const { return config_; }
   const pm_batch& batch() const { return batch_; }
+  pm_plan_stats stats() const { return plan_.stats(); }
   int copies() const { return copies_; }
 
  private:
@@ -50,6 +53,7 @@ class BenchStep {
   void lay_out_pages(const BenchSpec& spec);
   void make_inputs();
   void make_caches(double turnover);
+  void next_copy();
 
   Config config_;
   Batch batch_;

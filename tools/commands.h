@@ -15,6 +15,8 @@ void add_info(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_replay(CLI::App& app);
 void add_check(CLI::App& app);
+void add_tune(CLI::App& app);
+void add_plan(CLI::App& app);
 
 // What a callback throws for a combination of options that the parser cannot reject (exit code 2).
 struct UsageError : std::invalid_argument {

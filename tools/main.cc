@@ -22,7 +22,7 @@ int fail(ExitCode code, const char* message) {
 
 int main(int argc, char** argv) {
   try {
-    CLI::App app("Ragged paged attention on CPUs: measure it, replay traces through it, check it.",
+    CLI::App app("Ragged paged attention on CPUs: measure it, replay traces through it, check it, plan it.",
                  "pagemill");
     app.set_version_flag("--version", pm_version());
     app.require_subcommand(1);
@@ -30,6 +30,8 @@ int main(int argc, char** argv) {
     pagemill::add_bench(app);
     pagemill::add_replay(app);
     pagemill::add_check(app);
+    pagemill::add_tune(app);
+    pagemill::add_plan(app);
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {

@@ -24,10 +24,14 @@
  * caller's struct_size take the value that PM_*_INIT gives them. Strides are in elements; the innermost
  * dimension is contiguous; a stride of 0 stands for the contiguous one. Every function that can fail
  * returns a pm_status; pm_last_error() is the message of the calling thread's last failure. A call
- * that fails has written nothing but that message. Nothing here throws, aborts or prints (except
- * PAGEMILL_LOG=dispatch, which reports the choice of kernels on stderr).
+ * that fails has written nothing but that message. Nothing here throws, aborts or prints, except what
+ * PAGEMILL_LOG asks for on stderr.
  *
- * Environment: PAGEMILL_ISA=<name> forces an ISA (see pm_isa_get), PAGEMILL_LOG=dispatch.
+ * Environment:
+ *   PAGEMILL_ISA=<name>          forces an ISA (see pm_isa_get)
+ *   PAGEMILL_LOG=dispatch,tune   reports the choice of kernels, and the files of the cost model
+ *   PAGEMILL_TUNE=<file>         cost model, instead of the one that `pagemill tune` stored for this CPU and
+ *                                ISA in $XDG_CACHE_HOME/pagemill (or ~/.cache/pagemill); empty: defaults
  */
 #ifndef PAGEMILL_PAGEMILL_H_
 #define PAGEMILL_PAGEMILL_H_
@@ -214,6 +218,25 @@ typedef struct pm_plan_stats {
   const char* kernel; /* name of the attention kernel of most items, such as attend_bf16_d128_avx512bf16 */
 } pm_plan_stats;
 PM_API pm_status pm_plan_get_stats(const pm_plan* plan, pm_plan_stats* stats);
+
+/* What the plan expects by its cost model, in nanoseconds. */
+typedef struct pm_estimate {
+  size_t struct_size;
+  double unsplit_ns; /* all work of the step on one thread, without splits and merges */
+  double run_ns;     /* of pm_run with the plan's threads, until the last one ends */
+} pm_estimate;
+PM_API pm_status pm_plan_estimate(const pm_plan* plan, pm_estimate* estimate);
+
+/* Where the cost model of an ISA (NULL = as pm_config.isa) comes from. Strings live as long as the process. */
+typedef struct pm_tune_info {
+  size_t struct_size;
+  const char* isa;
+  const char* path;    /* where plans look for what `pagemill tune` measured, "" = nowhere */
+  int32_t tuned;       /* 1: measured, 0: defaults */
+  double error;        /* median relative error of measured costs, on shapes that were not fitted */
+  const char* problem; /* why a file at that path is not used, "" if none is there */
+} pm_tune_info;
+PM_API pm_status pm_tune_get(const char* isa, pm_tune_info* info);
 
 /* Stores k_new and v_new (if the plan writes) and attends. workspace: workspace_bytes of the plan, 64-byte
  * aligned, contents of no meaning before or after, one per concurrent call. executor: NULL = a pool of

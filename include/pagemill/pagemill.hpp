@@ -99,6 +99,12 @@ class Plan {
     check(pm_plan_get_stats(plan_.get(), &stats));
     return stats;
   }
+  pm_estimate estimate() const {
+    pm_estimate estimate{};
+    estimate.struct_size = sizeof estimate;
+    check(pm_plan_estimate(plan_.get(), &estimate));
+    return estimate;
+  }
   // executor: null = the process's own pool.
   void run(const pm_args& args, const Workspace& ws, const pm_executor* executor = nullptr) const {
     check(pm_run(plan_.get(), &args, ws.data(), ws.bytes(), executor));

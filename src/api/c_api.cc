@@ -8,6 +8,7 @@
 #include "attention/convert_cache.h"
 #include "exec/pool.h"
 #include "exec/run.h"
+#include "plan/costs.h"
 
 namespace pagemill {
 namespace {
@@ -116,6 +117,31 @@ pm_status pm_plan_get_stats(const pm_plan* plan, pm_plan_stats* stats) {
   out.isa = p.isa ? p.isa->name : "";
   out.kernel = p.selection.kernel ? p.selection.kernel->name : "";
   return write_versioned(out, "stats", stats);
+}
+
+pm_status pm_plan_estimate(const pm_plan* plan, pm_estimate* estimate) {
+  if (!plan) return fail(PM_INVALID_ARGUMENT, "plan = NULL: expected a plan");
+  pm_estimate out{};
+  try {
+    out.unsplit_ns = plan->current.unsplit_ns;
+    out.run_ns = simulate_run(plan->current);
+  } catch (const std::bad_alloc&) {
+    return fail(PM_OUT_OF_MEMORY, "estimate: no memory");
+  }
+  return write_versioned(out, "estimate", estimate);
+}
+
+pm_status pm_tune_get(const char* isa, pm_tune_info* info) {
+  const Isa* found = nullptr;
+  PM_TRY(find_isa(isa, found));
+  const Costs& costs = costs_of(*found);
+  pm_tune_info out{};
+  out.isa = found->name;
+  out.path = costs.path.c_str();
+  out.tuned = costs.tuned;
+  out.error = costs.error;
+  out.problem = costs.problem.c_str();
+  return write_versioned(out, "info", info);
 }
 
 pm_status pm_run(const pm_plan* plan, const pm_args* args, void* workspace, size_t workspace_bytes,

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstring>
 #endif
 
 namespace pagemill {
@@ -53,6 +54,23 @@ CpuFeatures detect() {
 const CpuFeatures& cpu_features() {
   static CpuFeatures features = detect();
   return features;
+}
+
+std::string cpu_model() {
+#if defined(PAGEMILL_X86)
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return "x86";
+  char vendor[13] = {};
+  std::memcpy(vendor, &b, 4);
+  std::memcpy(vendor + 4, &d, 4);
+  std::memcpy(vendor + 8, &c, 4);
+  __get_cpuid(1, &a, &b, &c, &d);
+  const uint32_t base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
+  const uint32_t model = (a >> 4 & 0xf) | (base == 6 || base == 0xf ? a >> 12 & 0xf0 : 0);
+  return std::string(vendor) + "-" + std::to_string(family) + "-" + std::to_string(model);
+#else
+  return "aarch64";
+#endif
 }
 
 }  // namespace pagemill

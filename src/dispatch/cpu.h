@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 namespace pagemill {
 
 // What this CPU and OS offer, of what our ISAs ask for.
@@ -11,5 +13,8 @@ struct CpuFeatures {
   bool amx_permitted;  // the OS saves tiles, and lets this process use them
 };
 const CpuFeatures& cpu_features();
+
+// Vendor, family and model, such as AuthenticAMD-25-17; the name of the architecture where there is no CPUID.
+std::string cpu_model();
 
 }  // namespace pagemill

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "api/log.h"
 #include "api/status.h"
 #include "dispatch/cpu.h"
 #include "dispatch/isa_entry.h"
@@ -76,14 +77,6 @@ const char* why_not(const Kernel& k, const Isa& isa, pm_dtype dtype, pm_dtype kv
   return nullptr;
 }
 
-bool logging() {
-  static const bool on = [] {
-    const char* value = std::getenv("PAGEMILL_LOG");
-    return value && std::strcmp(value, "dispatch") == 0;
-  }();
-  return on;
-}
-
 // Once for each change of kernel, so that a serving loop does not fill its log.
 void log_choice(const Kernel* chosen, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
   static std::atomic<const Kernel*> last{nullptr};
@@ -139,7 +132,7 @@ pm_status select_kernel(const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32
   for (const Kernel& k : kernels()) {
     if (why_not(k, isa, dtype, kv_dtype, head_dim)) continue;
     out = {&k, isa.store};
-    if (logging()) log_choice(&k, isa, dtype, kv_dtype, head_dim);
+    if (logging("dispatch")) log_choice(&k, isa, dtype, kv_dtype, head_dim);
     return PM_OK;
   }
   return fail(PM_UNSUPPORTED, "isa = %s: no kernel for head_dim = %d", isa.name, head_dim);

@@ -1,32 +1,60 @@
-// Nanoseconds of work on one thread, as far as cutting and ordering need to know them: only ratios matter.
+// What the work of a plan takes on one thread, in nanoseconds, as a formula over numbers that `pagemill tune`
+// measures. It needs nothing else of the library: the tool that fits the numbers includes it too.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-
-#include "attention/step.h"
-#include "isa/mma_kind.h"
 
 namespace pagemill {
 
-struct CostModel {
-  double ns_per_product;  // of one query row and one key
-  double ns_per_key;      // bytes of one key and value from memory
-  double ns_per_item = 300;
+// One item and KV head of a given shape.
+struct UnitCost {
+  double item;        // ns
+  double row;         // ns per query row
+  double key_memory;  // ns per key, to read it from memory
+  double key_pass;    // ns per key, to pack and load it
+  double product;     // ns per row and key
 
-  static CostModel of(Mma mma, int32_t head_dim, pm_dtype cache_dtype) {
-    const double gflops = mma == Mma::kBf16 ? 180 : 90, gbytes = 10;
-    return {4.0 * head_dim / gflops, 2.0 * head_dim * static_cast<double>(dtype_bytes(cache_dtype)) / gbytes};
-  }
-  double item(int64_t rows, int64_t keys) const {
-    const double products = ns_per_product * static_cast<double>(rows * keys);
-    const double bytes = ns_per_key * static_cast<double>(keys);
-    return ns_per_item + (products > bytes ? products : bytes);
+  // Memory is read ahead while the thread computes: the longer of the two is what it takes.
+  double operator()(int64_t rows, int64_t keys) const {
+    const auto r = static_cast<double>(rows), k = static_cast<double>(keys);
+    return item + row * r + k * std::max(key_memory, key_pass + product * r);
   }
 };
 
-constexpr double kInlineNs = 12000;  // below this a step is not worth waking another thread
-constexpr int kItemsPerThread =
-    8;  // an item costs at most 1 / kItemsPerThread of a thread's share, if it can be split
-constexpr int32_t kLeastSplitKeys = 256;
+// Of one kind of products on one ISA.
+struct CostModel {
+  double item;         // ns per item and KV head
+  double row;          // ns per element of its queries: converted, normalised, written
+  double byte;         // ns per byte of keys and values, while one thread reads
+  double shared_byte;  // the same while all threads of the machine read
+  double gather;       // ns per element of keys and values, packed from rows
+  double pass;         // ns per element of keys and values, loaded for however many rows
+  double score;        // ns per row and key
+  double product;      // ns per row, key and dim
+  double merge;        // ns per float of a partial result, written and folded
+  double store;        // ns per element of new keys and values
+
+  // rows: keys and values are packed before they are multiplied.
+  UnitCost unit(int head_dim, int64_t element_bytes, bool rows) const {
+    const double elements = 2.0 * head_dim;
+    return {item, row * head_dim, byte * elements * static_cast<double>(element_bytes),
+            (pass + (rows ? gather : 0)) * elements, score + product * head_dim};
+  }
+};
+
+struct CostField {
+  const char* name;
+  double CostModel::* value;
+};
+inline constexpr CostField kCostFields[] = {
+    {"item", &CostModel::item},     {"row", &CostModel::row},
+    {"byte", &CostModel::byte},     {"shared_byte", &CostModel::shared_byte},
+    {"gather", &CostModel::gather}, {"pass", &CostModel::pass},
+    {"score", &CostModel::score},   {"product", &CostModel::product},
+    {"merge", &CostModel::merge},   {"store", &CostModel::store},
+};
+inline constexpr const char* kCostKinds[] = {"bf16", "f32bf16", "f32f16",
+                                             "f32"};  // of products, in the order of Mma
 
 }  // namespace pagemill

@@ -1,149 +1,267 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
-#include "plan/cost.h"
 #include "plan/plan.h"
 
 namespace pagemill {
 namespace {
 
+constexpr double kInlineNs = 12000;   // below this a step is not worth waking another thread
+constexpr double kFine = 32;          // a unit of less than this part of a thread's share need not be cut
+constexpr double kGoodEnough = 1.01;  // of the share, for the slowest thread
+constexpr double kLeastGain = 0.998;  // of the slowest thread's time, for more splits
+constexpr double kLeastPiece = 4;     // times what a split adds
+
+// A way to split.
+struct Cut {
+  bool into_rest;  // of a thread's share when a tile's turn comes; else into the whole share
+  int pieces;
+};
+constexpr Cut kWays[] = {{true, 1},  {false, 1}, {true, 2},  {false, 2},
+                         {false, 4}, {true, 4},  {false, 8}, {false, 16}};
+constexpr double kLeastRest = 1.0 / 16;  // of the share, however little is left of it
+
+// Longest first, so that the last items to be taken are short; equal ones (within 1/32) keep their order.
+void sort_by_cost(const Work& work, Work& sorted) {
+  // By exponent and five bits of a float's fraction; from 1 ns to 4 s.
+  constexpr int kShift = 18;
+  constexpr uint32_t kBuckets = 32 * 32, kFirst = 0x3f800000u >> kShift;  // 1.0f
+  uint32_t starts[kBuckets + 1] = {};
+  const auto bucket = [&](float cost) {
+    uint32_t bits;
+    std::memcpy(&bits, &cost, 4);
+    bits >>= kShift;
+    return kBuckets - 1 - (std::clamp(bits, kFirst, kFirst + kBuckets - 1) - kFirst);
+  };
+  for (const float cost : work.costs) ++starts[bucket(cost) + 1];
+  for (uint32_t i = 0; i < kBuckets; ++i) starts[i + 1] += starts[i];
+  sorted.items.resize(work.items.size());
+  sorted.costs.resize(work.items.size());
+  for (size_t i = 0; i < work.items.size(); ++i) {
+    const uint32_t at = starts[bucket(work.costs[i])]++;
+    sorted.items[at] = work.items[i];
+    sorted.costs[at] = work.costs[i];
+  }
+  sorted.merges = work.merges;
+}
+
 class ItemBuilder {
  public:
   ItemBuilder(PlanScratch& scratch, PlanData& plan)
-      : plan_(plan),
-        items_(scratch.unsorted),
-        costs_(scratch.costs),
-        group_(plan.config.num_heads / plan.config.num_kv_heads),
-        tile_tokens_(tile_tokens(group_, plan.config.head_dim)),
-        cost_(CostModel::of(plan.selection.kernel->mma, plan.config.head_dim, plan.config.cache_dtype)) {}
+      : scratch_(scratch),
+        plan_(plan),
+        config_(plan.config),
+        group_(config_.num_heads / config_.num_kv_heads),
+        tile_tokens_(tile_tokens(group_, config_.head_dim)) {}
 
   void build() {
-    items_.clear();
-    costs_.clear();
-    plan_.merges.clear();
-    double total = 0;
-    for_tiles([&](int32_t, Sequence&, int32_t begin, int32_t end, Range keys) {
-      total += tile_cost(begin, end, keys);
-    });
-    total *= plan_.config.num_kv_heads;
-    most_ = total / (double{kItemsPerThread} * plan_.config.threads);
-    split_ = plan_.config.threads > 1 && total >= kInlineNs;
-    for_tiles([&](int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) {
-      add_tile(b, s, begin, end, keys);
-    });
-    const auto items = static_cast<int64_t>(items_.size());
-    plan_.parts = split_ ? static_cast<int32_t>(std::clamp<int64_t>(items, 1, plan_.config.threads)) : 1;
+    cut_tiles();
+    sort_by_cost(scratch_.uncut, scratch_.best);
+    plan_.parts = 1;
+    const bool parallel = config_.threads > 1 && plan_.unsplit_ns >= kInlineNs;
+    if (parallel) choose_splits();
+    decide_stores();
+    list_heads();
+    if (parallel) {
+      const auto items = static_cast<int64_t>(plan_.items.size());
+      plan_.parts = static_cast<int32_t>(std::clamp<int64_t>(items, 1, config_.threads));
+    }
+    place_partials();
   }
 
  private:
-  template <class F>
-  void for_tiles(F f) {
+  int32_t rows(const Item& item) const { return (item.token_end - item.token_begin) * group_; }
+  static int32_t heads(const Item& item) { return item.kv_head_end - item.kv_head_begin; }
+  // Items that it takes for all KV heads.
+  int32_t repetitions(const Item& item) const {
+    return (config_.num_kv_heads + heads(item) - 1) / heads(item);
+  }
+
+  void push(const Item& item, Work& out) const {
+    const Sequence& s = plan_.sequences[static_cast<size_t>(item.seq)];
+    double cost = plan_.costs_of.unit(rows(item), item.key_end - item.key_begin);
+    if (s.fused && item.key_end == s.kv_len) cost += plan_.costs_of.store_token * s.q_len;
+    out.items.push_back(item);
+    out.costs.push_back(static_cast<float>(cost * heads(item)));
+  }
+
+  // One item for each tile of queries, for as many heads as go together. Until the end of planning an item
+  // stands for all KV heads, its own number at a time.
+  void cut_tiles() {
+    Work& tiles = scratch_.uncut;
+    tiles.items.clear();
+    tiles.costs.clear();
+    plan_.scratch_rows = 0;
+    plan_.unsplit_ns = 0;
     for (size_t b = 0; b < plan_.sequences.size(); ++b) {
       Sequence& s = plan_.sequences[b];
+      if (s.q_len > tile_tokens_) s.fused = false;  // every tile reads what one of them would store
       for (int32_t begin = 0; begin < s.q_len; begin += tile_tokens_) {
         const int32_t end = std::min(begin + tile_tokens_, s.q_len);
-        f(static_cast<int32_t>(b), s, begin, end, visible_keys(s, plan_.window, begin, end));
+        const Range keys = visible_keys(s, plan_.window, begin, end);
+        const int32_t together =
+            heads_together((end - begin) * group_, config_.num_kv_heads, config_.head_dim,
+                           dtype_bytes(config_.cache_dtype), config_.batch_invariant != 0);
+        push({static_cast<int32_t>(b), 0, together, begin, end, keys.begin, keys.end, -1, 0, false}, tiles);
+        plan_.scratch_rows = std::max(plan_.scratch_rows, (end - begin) * group_ * together);
+        plan_.unsplit_ns += static_cast<double>(tiles.costs.back()) * config_.num_kv_heads / together;
       }
     }
   }
 
-  double tile_cost(int32_t begin, int32_t end, Range keys) const {
-    return cost_.item(int64_t{end - begin} * group_, keys.end - keys.begin);
-  }
-
-  void add_tile(int32_t b, Sequence& s, int32_t begin, int32_t end, Range keys) {
-    if (s.q_len > tile_tokens_) s.fused = false;  // other tiles read what this one would store
-    const int32_t rows = (end - begin) * group_;
-    const int32_t heads = heads_of_item(begin, end, keys);
-    const int32_t stride = split_keys(heads * tile_cost(begin, end, keys), keys);
-    Item item{b, 0, 0, begin, end, keys.begin, keys.end, -1, 0, false};
-    if (stride == 0) {
-      item.stores = s.fused;
-      push(item, rows, heads);
-      return;
+  // Simulates the run with no tile split, then with each head for itself, then with more and more splits, and
+  // takes what ends first.
+  void choose_splits() {
+    share_ = plan_.unsplit_ns / config_.threads;
+    Work& best = scratch_.best;
+    if (best.items.empty() || static_cast<double>(best.costs.front()) * kFine <= share_) return;
+    Simulation& simulation = scratch_.simulation;
+    simulation.set_shape(config_.num_kv_heads, config_.head_dim, plan_.costs_of.merge_float);
+    scratch_.tiles = best;
+    double least = simulation.run(best, true, config_.threads);
+    const auto consider = [&](const Work& unsorted) {
+      sort_by_cost(unsorted, scratch_.trial);
+      const double ns = simulation.run(scratch_.trial, true, config_.threads, least * kLeastGain);
+      if (!(ns < least)) return;
+      least = ns;
+      std::swap(scratch_.trial, best);
+    };
+    for (const bool apart : {false, true}) {
+      if (apart && !part_heads()) break;
+      if (apart) consider(scratch_.tiles);
+      for (const Cut& way : kWays) {
+        if (least <= share_ * kGoodEnough) return;
+        cut(way);
+        consider(scratch_.cut);
+        if (config_.batch_invariant) break;  // its splits lie at fixed keys
+      }
     }
-    const int32_t first = keys.begin / stride, last = (keys.end - 1) / stride;
-    if (s.kv_len - s.q_len < last * stride) s.fused = false;  // the last split would store what another reads
-    item.merge = static_cast<int32_t>(plan_.merges.size());
-    plan_.merges.push_back({partial_floats_, last - first + 1, rows});
-    partial_floats_ +=
-        int64_t{plan_.config.num_kv_heads} * (last - first + 1) * rows * (plan_.config.head_dim + 2);
-    for (int32_t split = first; split <= last; ++split) {
-      item.split = split - first;
-      item.key_begin = std::max(keys.begin, split * stride);
-      item.key_end = std::min(keys.end, (split + 1) * stride);
-      item.stores = s.fused && split == last;
-      push(item, rows, heads);
+  }
+
+  // Each head of the tiles for itself. False if they were that already.
+  bool part_heads() {
+    bool parted = false;
+    Work& tiles = scratch_.tiles;
+    for (size_t i = 0; i < tiles.items.size(); ++i) {
+      Item& tile = tiles.items[i];
+      tiles.costs[i] /= static_cast<float>(heads(tile));
+      parted |= heads(tile) > 1;
+      tile.kv_head_end = 1;
+    }
+    return parted;
+  }
+
+  // Goes through the tiles, longest first, and cuts them so that `pieces` of their pieces fit into a thread's
+  // share; or, into what is left of it, those that do not fit there whole.
+  void cut(const Cut& way) {
+    Work& out = scratch_.cut;
+    out.items.clear();
+    out.costs.clear();
+    out.merges.clear();
+    double level = 0;  // ns: how far the threads are, all alike, when the tile's turn comes
+    const Work& tiles = scratch_.tiles;
+    for (size_t i = 0; i < tiles.items.size(); ++i) {
+      const auto cost = static_cast<double>(tiles.costs[i]);
+      const double room = way.into_rest ? std::max(share_ - level, share_ * kLeastRest) : share_;
+      const double wanted = way.into_rest && cost <= room ? 1 : cost * way.pieces / room;
+      level += add(tiles.items[i], cost, wanted, out) * repetitions(tiles.items[i]) / config_.threads;
     }
   }
 
-  // KV heads that an item takes: fewer where its keys are too few to be split among the threads.
-  int32_t heads_of_item(int32_t begin, int32_t end, Range keys) const {
-    const int32_t heads =
-        heads_together((end - begin) * group_, plan_.config.num_kv_heads, plan_.config.head_dim,
-                       dtype_bytes(plan_.config.cache_dtype), plan_.config.batch_invariant != 0);
-    if (!split_) return heads;
-    const double least = tile_cost(begin, end, {0, std::min(keys.end - keys.begin, kLeastSplitKeys)});
-    return std::clamp(static_cast<int32_t>(most_ / least), 1, heads);
-  }
-
-  // Splits of a tile end at multiples of this many keys; 0 = one item.
-  int32_t split_keys(double cost, Range keys) const {
-    if (!split_ || cost <= most_ || keys.begin >= keys.end) return 0;
-    int32_t stride = kInvariantKeys;
-    if (!plan_.config.batch_invariant) {
-      const double wanted = (keys.end - keys.begin) * most_ / cost;
-      const int32_t blocks = static_cast<int32_t>(wanted) / kBlockKeys + 1;
-      stride = std::max(kLeastSplitKeys, blocks * kBlockKeys);
+  // Adds a tile in about `wanted` pieces, or as many as pay; returns their cost, the merge included.
+  double add(const Item& tile, double cost, double wanted, Work& out) const {
+    const int32_t grain = config_.batch_invariant ? kInvariantKeys : kBlockKeys;
+    const int32_t first = tile.key_begin / grain, grains = (tile.key_end + grain - 1) / grain - first;
+    const double merge_split = plan_.costs_of.merge_float * rows(tile) * (config_.head_dim + 2) * heads(tile);
+    const double item = plan_.costs_of.unit(rows(tile), 0) * heads(tile);
+    const double most = cost / (kLeastPiece * (item + merge_split));
+    auto n = static_cast<int32_t>(std::ceil(std::min({wanted, most, static_cast<double>(grains)})));
+    if (config_.batch_invariant && n > 1) n = grains;
+    const size_t before = out.items.size();
+    Item piece = tile;
+    piece.merge = static_cast<int32_t>(out.merges.size());
+    for (int32_t i = 1; i <= n; ++i) {
+      const int64_t end =
+          i < n ? std::min((first + int64_t{grains} * i / n) * grain, last_begin(tile)) : tile.key_end;
+      if (end <= piece.key_begin) continue;
+      piece.key_end = static_cast<int32_t>(end);
+      push(piece, out);
+      ++piece.split;
+      piece.key_begin = piece.key_end;
     }
-    return keys.begin / stride == (keys.end - 1) / stride ? 0 : stride;
-  }
-
-  // The item for all KV heads, `heads` at a time.
-  void push(Item item, int32_t rows, int32_t heads) {
-    const double cost = cost_.item(rows, item.key_end - item.key_begin);
-    for (int32_t head = 0; head < plan_.config.num_kv_heads; head += heads) {
-      item.kv_head_begin = head;
-      item.kv_head_end = std::min(head + heads, plan_.config.num_kv_heads);
-      items_.push_back(item);
-      costs_.push_back(static_cast<float>(cost * (item.kv_head_end - head)));
+    if (piece.split < 2) {
+      out.items.resize(before);
+      out.costs.resize(before);
+      push(tile, out);
+      return cost;
     }
-    plan_.scratch_rows = std::max(plan_.scratch_rows, rows * heads);
+    out.merges.push_back({0, piece.split, rows(tile)});
+    double sum = merge_split * piece.split;
+    for (size_t i = before; i < out.items.size(); ++i) sum += static_cast<double>(out.costs[i]);
+    return sum;
   }
 
+  // Where the last piece of a tile begins at the latest: so that what it stores no other piece reads.
+  int64_t last_begin(const Item& tile) const {
+    const Sequence& s = plan_.sequences[static_cast<size_t>(tile.seq)];
+    if (!s.fused || config_.batch_invariant) return tile.key_end;
+    return (s.kv_len - s.q_len) / kBlockKeys * kBlockKeys;
+  }
+
+  bool last_of_tile(const Item& item) const {
+    return item.merge < 0 ||
+           item.split + 1 == scratch_.best.merges[static_cast<size_t>(item.merge)].num_splits;
+  }
+
+  void decide_stores() {
+    std::vector<Item>& items = scratch_.best.items;
+    for (const Item& item : items) {
+      Sequence& s = plan_.sequences[static_cast<size_t>(item.seq)];
+      if (!last_of_tile(item) && item.key_end > s.kv_len - s.q_len) s.fused = false;
+    }
+    for (Item& item : items) {
+      item.stores = plan_.sequences[static_cast<size_t>(item.seq)].fused && last_of_tile(item);
+    }
+  }
+
+  // The plan's items, from those that stand for all heads.
+  void list_heads() {
+    const Work& best = scratch_.best;
+    plan_.items.clear();
+    plan_.costs.clear();
+    plan_.merges = best.merges;
+    for (size_t i = 0; i < best.items.size(); ++i) {
+      Item item = best.items[i];
+      const int32_t together = heads(item);
+      for (int32_t head = 0; head < config_.num_kv_heads; head += together) {
+        item.kv_head_begin = head;
+        item.kv_head_end = std::min(head + together, config_.num_kv_heads);
+        plan_.items.push_back(item);
+        plan_.costs.push_back(best.costs[i] * static_cast<float>(heads(item)) / static_cast<float>(together));
+      }
+    }
+  }
+
+  void place_partials() {
+    int64_t floats = 0;
+    for (Merge& merge : plan_.merges) {
+      merge.partial_offset = floats;
+      floats += int64_t{config_.num_kv_heads} * merge.num_splits * merge.rows * (config_.head_dim + 2);
+    }
+  }
+
+  PlanScratch& scratch_;
   PlanData& plan_;
-  std::vector<Item>& items_;
-  std::vector<float>& costs_;
+  const pm_config& config_;
   const int32_t group_, tile_tokens_;
-  const CostModel cost_;
-  double most_ = 0;  // ns of an item
-  bool split_ = false;
-  int64_t partial_floats_ = 0;
+  double share_ = 0;  // ns: of each thread, if nothing was lost
 };
-
-// Longest first, so that the last items to be taken are short; equal ones (within an eighth) keep their
-// order.
-void sort_by_cost(const std::vector<Item>& items, const std::vector<float>& costs,
-                  std::vector<Item>& sorted) {
-  constexpr uint32_t kBuckets = 1u << 11;  // sign, exponent and three bits of a float's fraction
-  uint32_t starts[kBuckets + 1] = {};
-  const auto bucket = [](float cost) {
-    uint32_t bits;
-    std::memcpy(&bits, &cost, 4);
-    return kBuckets - 1 - (bits >> 20);
-  };
-  for (const float cost : costs) ++starts[bucket(cost) + 1];
-  for (uint32_t i = 0; i < kBuckets; ++i) starts[i + 1] += starts[i];
-  sorted.resize(items.size());
-  for (size_t i = 0; i < items.size(); ++i) sorted[starts[bucket(costs[i])]++] = items[i];
-}
 
 }  // namespace
 
 void build_items(PlanScratch& scratch, PlanData& plan) {
-  plan.scratch_rows = 0;
   ItemBuilder(scratch, plan).build();
-  sort_by_cost(scratch.unsorted, scratch.costs, plan.items);
 }
 
 }  // namespace pagemill

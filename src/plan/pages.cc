@@ -15,6 +15,18 @@ Range pages_of(Range keys, int32_t page_size) {
   return {keys.begin / page_size, (keys.end - 1) / page_size + 1};
 }
 
+// Copies n entries; false if one is not in [0, num_pages). No branch in the loop, so that it is vectorised.
+bool copy_entries(const int32_t* from, int32_t n, int64_t num_pages, int32_t* to) {
+  const auto last = static_cast<uint32_t>(num_pages - 1);
+  uint32_t outside = 0;  // its sign bit
+  for (int32_t i = 0; i < n; ++i) {
+    const auto page = static_cast<uint32_t>(from[i]);
+    to[i] = from[i];
+    outside |= page | (last - page);
+  }
+  return outside >> 31 == 0;
+}
+
 class PageReader {
  public:
   PageReader(const pm_batch& batch, PageWriters& writers, PlanData& plan)
@@ -25,49 +37,75 @@ class PageReader {
     Range pages;
     PM_TRY(checked_pages(seq, written_keys(plan_.sequences[seq]), pages));
     for (int32_t p = pages.begin; p < pages.end; ++p) {
-      int32_t page;
-      PM_TRY(checked_entry(seq, p, page));
-      const int32_t other = writers_.writer(page);
-      if (other != PageWriters::kNobody) {
+      const int32_t page = row(seq)[p];
+      if (page < 0 || page >= plan_.config.num_pages) return outside(seq, p);
+      if (writers_.claimed(page)) {
         return fail(
             PM_INVALID_ARGUMENT,
             "page_table[%d][%d] = %d: expected a page that sequence %d does not write in this step too",
-            row_of(seq), p, page, other);
+            row_of(seq), p, page, writers_.writer(page));
       }
       writers_.claim(page, seq);
     }
     return PM_OK;
   }
 
+  // Gives the sequence a place for the entries that it reads or writes.
+  pm_status place(int32_t seq, int64_t& end) {
+    Sequence& s = plan_.sequences[seq];
+    if (s.q_len == 0) return PM_OK;
+    Range seen, written;
+    PM_TRY(ranges(seq, seen, written));
+    const int32_t begin = std::min(seen.begin, written.begin);
+    s.page_bias = end - begin;
+    end += std::max(seen.end, written.end) - begin;
+    return PM_OK;
+  }
+
   // Copies the entries that the sequence reads or writes, and takes `fused` from sequences whose pages
   // another reads.
   pm_status copy(int32_t seq) {
-    Sequence& s = plan_.sequences[seq];
+    const Sequence& s = plan_.sequences[seq];
     if (s.q_len == 0) return PM_OK;
-    Range seen, written{0, 0};
-    PM_TRY(checked_pages(seq, visible_keys(s, plan_.window, 0, s.q_len), seen));
-    if (plan_.config.write_cache) PM_TRY(checked_pages(seq, written_keys(s), written));
-    if (seen.begin >= seen.end) seen = written;
-    if (written.begin >= written.end) written = seen;
-    const Range all{std::min(seen.begin, written.begin), std::max(seen.end, written.end)};
-    s.page_bias = static_cast<int64_t>(plan_.pages.size()) - all.begin;
-    plan_.pages.resize(plan_.pages.size() + static_cast<size_t>(all.end - all.begin));
-    for (int32_t p = seen.begin; p < seen.end; ++p) {
-      int32_t page;
-      PM_TRY(checked_entry(seq, p, page));
-      plan_.pages[s.page_bias + p] = page;
-      if (!plan_.config.write_cache) continue;
-      const int32_t writer = writers_.writer(page);
-      const bool own = writer == seq && p >= written.begin && p < written.end;
-      if (writer != PageWriters::kNobody && !own) plan_.sequences[writer].fused = false;
+    Range seen, written;
+    PM_TRY(ranges(seq, seen, written));
+    const int32_t* entries = row(seq);
+    int32_t* pages = plan_.pages.data() + s.page_bias;
+    if (!copy_entries(entries + seen.begin, seen.end - seen.begin, plan_.config.num_pages,
+                      pages + seen.begin)) {
+      for (int32_t p = seen.begin;; ++p) {
+        if (entries[p] < 0 || entries[p] >= plan_.config.num_pages) return outside(seq, p);
+      }
     }
-    for (int32_t p = written.begin; p < written.end; ++p) plan_.pages[s.page_bias + p] = row(seq)[p];
+    if (!plan_.config.write_cache) return PM_OK;
+    std::copy(entries + written.begin, entries + written.end, pages + written.begin);
+    unfuse_writers(pages, {seen.begin, std::min(seen.end, written.begin)});
     return PM_OK;
   }
 
  private:
   int32_t row_of(int32_t seq) const { return batch_.row_index ? batch_.row_index[seq] : seq; }
   const int32_t* row(int32_t seq) const { return batch_.page_table + row_of(seq) * batch_.page_table_stride; }
+
+  // The pages that the sequence reads and writes; where it does only one, both are that.
+  pm_status ranges(int32_t seq, Range& seen, Range& written) const {
+    const Sequence& s = plan_.sequences[seq];
+    PM_TRY(checked_pages(seq, visible_keys(s, plan_.window, 0, s.q_len), seen));
+    written = seen;
+    if (!plan_.config.write_cache) return PM_OK;
+    PM_TRY(checked_pages(seq, written_keys(s), written));
+    if (seen.begin >= seen.end) seen = written;
+    return PM_OK;
+  }
+
+  // `seen` lies before the sequence's own writes: who writes there gets read by another, or by itself through
+  // an alias.
+  void unfuse_writers(const int32_t* pages, Range seen) {
+    if (seen.begin >= seen.end || !writers_.any_claimed(pages + seen.begin, seen.end - seen.begin)) return;
+    for (int32_t p = seen.begin; p < seen.end; ++p) {
+      if (writers_.claimed(pages[p])) plan_.sequences[writers_.writer(pages[p])].fused = false;
+    }
+  }
 
   pm_status checked_pages(int32_t seq, Range keys, Range& pages) const {
     pages = pages_of(keys, page_size_);
@@ -84,11 +122,9 @@ class PageReader {
     return PM_OK;
   }
 
-  pm_status checked_entry(int32_t seq, int32_t p, int32_t& page) const {
-    page = row(seq)[p];
-    if (page >= 0 && page < plan_.config.num_pages) return PM_OK;
+  pm_status outside(int32_t seq, int32_t p) const {
     return fail(PM_INVALID_ARGUMENT, "page_table[%d][%d] = %d: expected a page in [0, %d)", row_of(seq), p,
-                page, static_cast<int>(plan_.config.num_pages));
+                row(seq)[p], static_cast<int32_t>(plan_.config.num_pages));
   }
 
   const pm_batch& batch_;
@@ -99,17 +135,34 @@ class PageReader {
 
 }  // namespace
 
+// Most of the time of planning a large step of decodes goes by here.
+bool PageWriters::any_claimed(const int32_t* pages, int64_t n) const {
+  const uint8_t* claimed = claimed_.data();
+  uint32_t any = 0;
+  PM_UNROLL for (int64_t i = 0; i < n; ++i) {
+    const auto page = static_cast<uint32_t>(pages[i]);
+    any |= uint32_t{claimed[page / 8]} >> page % 8;
+  }
+  return any & 1;
+}
+
+void PageWriters::claim(int32_t page, int32_t seq) {
+  claims_.push_back(page);
+  claimed_[static_cast<size_t>(page) / 8] |= static_cast<uint8_t>(1 << page % 8);
+  writer_[static_cast<size_t>(page)] = seq;
+}
+
 void PageWriters::begin_step(int64_t num_pages) {
-  if (marks_.size() < static_cast<size_t>(num_pages)) marks_.resize(static_cast<size_t>(num_pages));
-  if (++step_ == 0) {
-    std::fill(marks_.begin(), marks_.end(), Mark{});
-    step_ = 1;
+  for (const int32_t page : claims_) claimed_[static_cast<size_t>(page) / 8] = 0;
+  claims_.clear();
+  if (writer_.size() < static_cast<size_t>(num_pages)) {
+    claimed_.resize(static_cast<size_t>(num_pages) / 8 + 1);
+    writer_.resize(static_cast<size_t>(num_pages));
   }
 }
 
 pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& plan) {
   const pm_config& c = plan.config;
-  plan.pages.clear();
   plan.sequences.resize(static_cast<size_t>(batch.num_seqs));
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
     Sequence& s = plan.sequences[b];
@@ -121,12 +174,18 @@ pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& pla
     s.causal = batch.causal ? batch.causal[b] != 0 : c.causal != 0;
     s.fused = c.write_cache && s.q_len > 0;
   }
-  if (c.layout == PM_NO_CACHE) return PM_OK;
+  if (c.layout == PM_NO_CACHE) {
+    plan.pages.clear();
+    return PM_OK;
+  }
   PageReader reader(batch, writers, plan);
   if (c.write_cache) {
     writers.begin_step(c.num_pages);
     for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.claim(b));
   }
+  int64_t num_entries = 0;
+  for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.place(b, num_entries));
+  plan.pages.resize(static_cast<size_t>(num_entries));
   for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.copy(b));
   return PM_OK;
 }

@@ -7,6 +7,8 @@
 
 #include "attention/step.h"
 #include "dispatch/select.h"
+#include "plan/cost.h"
+#include "plan/simulate.h"
 
 namespace pagemill {
 
@@ -16,7 +18,14 @@ struct WorkspaceLayout {
   size_t bytes;
 };
 
-struct PlanData {
+// What the cost model says for this plan's shape and number of threads.
+struct PlanCosts {
+  UnitCost unit;
+  double merge_float;  // ns per float of a partial result
+  double store_token;  // ns per new token and KV head
+};
+
+struct PlanData : Work {
   pm_config config = PM_CONFIG_INIT;
   const Isa* isa = nullptr;
   Selection selection{};
@@ -27,38 +36,34 @@ struct PlanData {
   int64_t stored_tokens = 0, fused_tokens = 0;
   std::vector<Sequence> sequences;
   std::vector<int32_t> pages;  // the visible part of the page table, sequence after sequence
-  std::vector<Item> items;     // longest first
-  std::vector<Merge> merges;
+  PlanCosts costs_of{};
+  double unsplit_ns = 0;  // of the step on one thread, without splits and merges
   WorkspaceLayout workspace{};
 };
 
-// Which sequence writes each page in the step being planned. Kept between builds: marks of older steps are
-// stale by their number, so that nothing is cleared.
+// Which sequence writes each page in the step being planned. Kept between builds: a step clears what the one
+// before it claimed, and no more.
 class PageWriters {
  public:
-  static constexpr int32_t kNobody = -1;
   void begin_step(int64_t num_pages);
-  // The sequence that has claimed the page in this step, or kNobody.
-  int32_t writer(int32_t page) const {
-    const Mark& mark = marks_[static_cast<size_t>(page)];
-    return mark.step == step_ ? mark.seq : kNobody;
-  }
-  void claim(int32_t page, int32_t seq) { marks_[static_cast<size_t>(page)] = {step_, seq}; }
+  bool claimed(int32_t page) const { return claimed_[static_cast<size_t>(page) / 8] >> (page % 8) & 1; }
+  bool any_claimed(const int32_t* pages, int64_t n) const;
+  int32_t writer(int32_t page) const { return writer_[static_cast<size_t>(page)]; }  // of a claimed one
+  void claim(int32_t page, int32_t seq);
 
  private:
-  struct Mark {
-    uint32_t step = 0;
-    int32_t seq = 0;
-  };
-  std::vector<Mark> marks_;
-  uint32_t step_ = 0;
+  // [pages / 8] bits, so that it stays in the second-level cache: every visible entry of the page table is
+  // looked up here.
+  std::vector<uint8_t> claimed_;
+  std::vector<int32_t> writer_;  // [pages]
+  std::vector<int32_t> claims_;  // pages
 };
 
 // Working memory of the builder, kept between builds.
 struct PlanScratch {
   PageWriters writers;
-  std::vector<float> costs;
-  std::vector<Item> unsorted;
+  Work uncut, tiles, cut, trial, best;  // items that stand for all KV heads
+  Simulation simulation;
 };
 
 // config and batch as validated.
@@ -69,6 +74,9 @@ pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& pla
 
 // Items, splits, merges; clears Sequence::fused where several items would read what one stores.
 void build_items(PlanScratch& scratch, PlanData& plan);
+
+// When the last thread of a run ends, by the cost model, in ns.
+double simulate_run(const PlanData& plan);
 
 }  // namespace pagemill
 
