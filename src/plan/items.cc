@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "plan/plan.h"
 
@@ -8,8 +9,7 @@ namespace pagemill {
 namespace {
 
 constexpr double kInlineNs = 12000;   // below this a step is not worth waking another thread
-constexpr double kFine = 32;          // a unit of less than this part of a thread's share need not be cut
-constexpr double kGoodEnough = 1.01;  // of the share, for the slowest thread
+constexpr double kGoodEnough = 1.03;  // of the share, for the slowest thread
 constexpr double kLeastGain = 0.998;  // of the slowest thread's time, for more splits
 constexpr double kLeastPiece = 4;     // times what a split adds
 
@@ -110,12 +110,13 @@ class ItemBuilder {
     }
   }
 
-  // Simulates the run with no tile split, then with each head for itself, then with more and more splits, and
-  // takes what ends first.
+  // Simulates the run with no tile split, with each head for itself and with more and more splits, and takes
+  // what ends first. Heads go apart only when splits of all heads together do not help, or at once where there
+  // are items for every thread.
   void choose_splits() {
     share_ = plan_.unsplit_ns / config_.threads;
     Work& best = scratch_.best;
-    if (best.items.empty() || static_cast<double>(best.costs.front()) * kFine <= share_) return;
+    if (best.items.empty() || latest_end(best) <= share_ * kGoodEnough) return;
     Simulation& simulation = scratch_.simulation;
     simulation.set_shape(config_.num_kv_heads, config_.head_dim, plan_.costs_of.merge_float);
     scratch_.tiles = best;
@@ -127,16 +128,31 @@ class ItemBuilder {
       least = ns;
       std::swap(scratch_.trial, best);
     };
-    for (const bool apart : {false, true}) {
-      if (apart && !part_heads()) break;
-      if (apart) consider(scratch_.tiles);
+    const auto consider_splits = [&] {
       for (const Cut& way : kWays) {
         if (least <= share_ * kGoodEnough) return;
         cut(way);
         consider(scratch_.cut);
-        if (config_.batch_invariant) break;  // its splits lie at fixed keys
+        if (config_.batch_invariant) return;  // its splits lie at fixed keys
       }
+    };
+    const bool few = std::ssize(best.items) < config_.threads;
+    if (few) consider_splits();
+    const bool parted = least > share_ * kGoodEnough && part_heads();
+    if (parted) consider(scratch_.tiles);
+    if (parted || !few) consider_splits();
+  }
+
+  // When the last thread ends at the latest, in ns, as each item begins no later than an even share of what
+  // comes before it.
+  double latest_end(const Work& unsplit) const {
+    double before = 0, latest = 0;
+    for (size_t i = 0; i < unsplit.items.size(); ++i) {
+      const auto cost = static_cast<double>(unsplit.costs[i]);
+      before += cost * repetitions(unsplit.items[i]);
+      latest = std::max(latest, (before - cost) / config_.threads + cost);
     }
+    return latest;
   }
 
   // Each head of the tiles for itself. False if they were that already.
