@@ -210,18 +210,21 @@ RC_GTEST_PROP(PlanAtScale, SimulatesAsThePlainLoop, ()) {
   RC_ASSERT(std::abs(simulation.run(repeated, true, plan.parts) - ns) <= 1e-4 * ns);
 }
 
-// Splitting pays or is left alone: never slower than no split at all (but for the sorting of nearly equal
-// items), and nearly as fast as the best of many even splits.
+// Splitting pays or is left alone: a run that is not within 3% of an even share, where the planner searches
+// no further, is never slower than without any split (items that differ by less than 1/32 may change places),
+// and not far behind the best of many even splits, which are told here without the planner's limits on
+// pieces.
 RC_GTEST_PROP(PlanAtScale, SplitsOnlyWhereThatPays, ()) {
   const PlanData plan = planned(fast_config(*rc::gen::element(2, 12, 64, 192)), any_batch(40));
   if (plan.parts == 1) return;
   const int threads = plan.config.threads;
   const double ns = plain_simulation(plan, plan.items, plan.merges, threads);
   const double whole = plain_simulation(plan, whole_tiles(plan), {}, threads);
-  RC_ASSERT(ns <= whole * 1.02);
+  const double share = plan.unsplit_ns / threads;
+  RC_ASSERT(ns <= std::max(share * 1.03, whole * (1 + 1.0 / 32)));
   double best = whole;
   for (const double pieces : {1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0}) {
-    best = std::min(best, plain_even_splits(plan, plan.unsplit_ns / threads / pieces, threads));
+    best = std::min(best, plain_even_splits(plan, share / pieces, threads));
   }
   RC_ASSERT(ns <= best * 1.3);
 }

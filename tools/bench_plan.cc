@@ -76,8 +76,8 @@ void run(Options& o) {
   Plan plan(o.config, batch.get());
   constexpr double kRepetition = 2e-3;  // seconds
   const int builds = 1 + static_cast<int>(kRepetition / seconds_of(3, plan, o.config, batch.get()));
-  std::vector<double> seconds;
-  for (int i = 0; i < o.repetitions; ++i) seconds.push_back(seconds_of(builds, plan, o.config, batch.get()));
+  std::vector<double> seconds(o.repetitions);
+  for (double& s : seconds) s = seconds_of(builds, plan, o.config, batch.get());
   std::ranges::sort(seconds);
   const double median = seconds[seconds.size() / 2];
   const pm_plan_stats stats = plan.stats();

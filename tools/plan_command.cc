@@ -72,8 +72,8 @@ std::vector<PlannedStep> plan_all(const Command& c) {
 }
 
 double median_plan_seconds(const std::vector<PlannedStep>& steps) {
-  std::vector<double> seconds;
-  for (const PlannedStep& step : steps) seconds.push_back(step.plan_seconds);
+  std::vector<double> seconds(steps.size());
+  std::ranges::transform(steps, seconds.begin(), &PlannedStep::plan_seconds);
   const auto middle = seconds.begin() + std::ssize(seconds) / 2;
   std::ranges::nth_element(seconds, middle);
   return *middle;

@@ -227,7 +227,7 @@ typedef struct pm_estimate {
 } pm_estimate;
 PM_API pm_status pm_plan_estimate(const pm_plan* plan, pm_estimate* estimate);
 
-/* Where the cost model of an ISA (NULL = as pm_config.isa) comes from. Strings live as long as the process. */
+/* Where the cost model of an ISA (NULL = as pm_config.isa) comes from. Strings outlive every plan. */
 typedef struct pm_tune_info {
   size_t struct_size;
   const char* isa;

@@ -79,7 +79,7 @@ std::string home_of_tunes() {
 std::string path_for(const Isa& isa) {
   if (const char* path = std::getenv("PAGEMILL_TUNE")) return path;
   const std::string home = home_of_tunes();
-  return home.empty() ? "" : home + cpu_model() + "-" + isa.name + ".tune";
+  return home.empty() ? "" : home + cpu_model().append("-").append(isa.name).append(".tune");
 }
 
 Costs read_costs(const Isa& isa) {
@@ -130,7 +130,9 @@ std::string parse_costs(std::string_view text, const Isa& isa, Costs& costs) {
     std::string key, value, more;
     if (!(words >> key) || key[0] == '#') continue;
     const auto wrong = [&](const std::string& what) {
-      return "line " + std::to_string(number) + ": " + key + " " + value + ": expected " + what;
+      std::ostringstream message;
+      message << "line " << number << ": " << key << " " << value << ": expected " << what;
+      return message.str();
     };
     if (!(words >> value) || words >> more) return wrong("a key and a value");
     if (key == "isa") {
@@ -159,6 +161,7 @@ std::string parse_costs(std::string_view text, const Isa& isa, Costs& costs) {
 const Costs& costs_of(const Isa& isa) {
   static const std::vector<Costs> all = [] {
     std::vector<Costs> costs;
+    costs.reserve(static_cast<size_t>(isa_count()));
     for (int32_t i = 0; i < isa_count(); ++i) costs.push_back(read_costs(isa_at(i)));
     return costs;
   }();

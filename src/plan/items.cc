@@ -11,7 +11,7 @@ namespace {
 constexpr double kInlineNs = 12000;   // below this a step is not worth waking another thread
 constexpr double kGoodEnough = 1.03;  // of the share, for the slowest thread
 constexpr double kLeastGain = 0.998;  // of the slowest thread's time, for more splits
-constexpr double kLeastPiece = 4;     // times what a split adds
+constexpr double kLeastPiece = 2;     // times what a split adds
 
 // A way to split.
 struct Cut {
@@ -111,8 +111,8 @@ class ItemBuilder {
   }
 
   // Simulates the run with no tile split, with each head for itself and with more and more splits, and takes
-  // what ends first. Heads go apart only when splits of all heads together do not help, or at once where there
-  // are items for every thread.
+  // what ends first. Heads go apart only when splits of all heads together do not help, or at once where
+  // there are items for every thread.
   void choose_splits() {
     share_ = plan_.unsplit_ns / config_.threads;
     Work& best = scratch_.best;
