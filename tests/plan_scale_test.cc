@@ -65,6 +65,14 @@ double plain_simulation(const PlanData& plan, const std::vector<Item>& items,
   return last;
 }
 
+// Equal ones by their place.
+void sort_longest_first(const PlanData& plan, std::vector<Item>& items) {
+  const auto rank = [&](const Item& i) {
+    return std::tuple{-unit_ns(plan, i), i.seq, i.kv_head_begin, i.token_begin, i.key_begin};
+  };
+  std::sort(items.begin(), items.end(), [&](const Item& a, const Item& b) { return rank(a) < rank(b); });
+}
+
 // The plan's tiles without any split, each head for itself, longest first.
 std::vector<Item> whole_tiles(const PlanData& plan) {
   std::vector<Item> tiles;
@@ -78,8 +86,7 @@ std::vector<Item> whole_tiles(const PlanData& plan) {
           {item.seq, head, head + 1, item.token_begin, item.token_end, keys.begin, keys.end, -1, 0, stores});
     }
   }
-  std::stable_sort(tiles.begin(), tiles.end(),
-                   [&](const Item& a, const Item& b) { return unit_ns(plan, a) > unit_ns(plan, b); });
+  sort_longest_first(plan, tiles);
   return tiles;
 }
 
@@ -106,8 +113,7 @@ double plain_even_splits(const PlanData& plan, double most, int threads) {
       items.push_back(piece);
     }
   }
-  std::stable_sort(items.begin(), items.end(),
-                   [&](const Item& a, const Item& b) { return unit_ns(plan, a) > unit_ns(plan, b); });
+  sort_longest_first(plan, items);
   return plain_simulation(plan, items, merges, threads);
 }
 
