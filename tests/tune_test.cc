@@ -86,7 +86,8 @@ class TuneFile : public testing::Test {
  protected:
   void SetUp() override {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    directory_ = std::filesystem::path(testing::TempDir()) / "pagemill_tune_test";
+    const std::string name = testing::UnitTest::GetInstance()->current_test_info()->name();
+    directory_ = std::filesystem::path(testing::TempDir()) / ("pagemill_tune_test_" + name);
     std::filesystem::remove_all(directory_);
     path_ = (directory_ / "deep" / "scalar.tune").string();
   }
