@@ -39,7 +39,8 @@ Options complete(Options options, const Shape& shape) {
   options.max_seqs = std::min(options.max_seqs, options.token_budget);
   if (options.threads == 0) options.threads = pm_default_threads();
   if (options.pages == 0) {
-    const int64_t wanted = int64_t{options.max_seqs} * ((shape.context + options.page_size - 1) / options.page_size);
+    const int64_t wanted =
+        int64_t{options.max_seqs} * ((shape.context + options.page_size - 1) / options.page_size);
     options.pages = std::clamp<int64_t>(kDefaultCacheBytes / page_bytes(shape, options), 1, wanted);
   }
   return options;
@@ -69,8 +70,8 @@ struct Engine::Parts {
   Parts(std::shared_ptr<const Model> given_model, const Options& given)
       : model(std::move(given_model)),
         options(complete(given, model->parts_->weights.shape())),
-        scheduler({options.page_size, static_cast<int32_t>(options.pages), options.token_budget, options.max_seqs,
-                   std::max(kLogitRows, options.max_seqs), options.prefix_cache}),
+        scheduler({options.page_size, static_cast<int32_t>(options.pages), options.token_budget,
+                   options.max_seqs, std::max(kLogitRows, options.max_seqs), options.prefix_cache}),
         forward(model->parts_->weights, options) {}
 
   int64_t add(Request request);
@@ -101,8 +102,10 @@ void Engine::Parts::check(const Request& request) const {
   }
   expect(request.max_tokens >= 0, "max_tokens", request.max_tokens, "at least 0");
   const int64_t length = std::ssize(request.prompt) + request.max_tokens;
-  const auto sum = fmt::format("prompt of {} and max_tokens of {}", request.prompt.size(), request.max_tokens);
-  expect(length <= info.context, sum.c_str(), length, fmt::format("at most the model's context of {} tokens", info.context));
+  const auto sum =
+      fmt::format("prompt of {} and max_tokens of {}", request.prompt.size(), request.max_tokens);
+  expect(length <= info.context, sum.c_str(), length,
+         fmt::format("at most the model's context of {} tokens", info.context));
   const int64_t capacity = options.pages * options.page_size;
   expect(length <= capacity, sum.c_str(), length, fmt::format("at most the cache's {} tokens", capacity));
   check_sampling(request.sampling);
@@ -166,10 +169,13 @@ void Engine::Parts::score(const Step::Piece& piece, const float* logits, std::ve
   for (int32_t i = 0; i < piece.logits; ++i, logits += vocabulary) {
     const int32_t next = piece.logits_first + i + 1;
     if (next < prompt_tokens) {
-      scored.prompt_logprobs.push_back(log_probability({logits, vocabulary}, running.request.prompt[next]));
+      const Token token = running.request.prompt[next];
+      scored.scored.push_back(
+          {log_probability({logits, vocabulary}, token),
+           std::none_of(logits, logits + vocabulary, [=](float l) { return l > logits[token]; })});
     }
   }
-  if (!scored.prompt_logprobs.empty()) events.push_back(std::move(scored));
+  if (!scored.scored.empty()) events.push_back(std::move(scored));
   if (!last) return;
   if (running.request.max_tokens == 0) {
     Event& event = events.emplace_back();
@@ -190,7 +196,8 @@ void Engine::Parts::generate(int64_t id, std::span<const float> logits, std::vec
   if (request.logprobs) event.logprob = log_probability(logits, token);
   ++running.generated;
   const bool stop_token = std::ranges::find(request.stop_tokens, token) != request.stop_tokens.end();
-  if (stop_token || (!request.ignore_end && model->ends_generation(token))) return end(id, Finish::kEnd, event);
+  if (stop_token || (!request.ignore_end && model->ends_generation(token)))
+    return end(id, Finish::kEnd, event);
   event.text = running.text.add(model->text(token));
   if (running.text.stopped()) return end(id, Finish::kStop, event);
   if (running.generated == request.max_tokens) return end(id, Finish::kLength, event);
@@ -202,15 +209,24 @@ Engine::Engine(std::shared_ptr<const Model> model, const Options& options)
 Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
 
-int64_t Engine::add(Request request) { return parts_->add(std::move(request)); }
-void Engine::cancel(int64_t request) { parts_->cancel(request); }
-std::vector<Event> Engine::step() { return parts_->step(); }
-bool Engine::idle() const { return parts_->scheduler.idle() && parts_->due.empty(); }
-const Options& Engine::options() const { return parts_->options; }
+int64_t Engine::add(Request request) {
+  return parts_->add(std::move(request));
+}
+void Engine::cancel(int64_t request) {
+  parts_->cancel(request);
+}
+std::vector<Event> Engine::step() {
+  return parts_->step();
+}
+bool Engine::idle() const {
+  return parts_->scheduler.idle() && parts_->due.empty();
+}
+const Options& Engine::options() const {
+  return parts_->options;
+}
 
 Stats Engine::stats() const {
-  Stats stats;
-  parts_->forward.count(stats);
+  Stats stats = parts_->forward.stats();
   stats.prefix_hit_tokens = parts_->scheduler.hit_tokens();
   stats.preemptions = parts_->scheduler.preemptions();
   stats.peak_pages = parts_->scheduler.peak_pages();

@@ -16,7 +16,9 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-size_t dtype_bytes(pm_dtype dtype) { return dtype == PM_F32 ? 4 : 2; }
+size_t dtype_bytes(pm_dtype dtype) {
+  return dtype == PM_F32 ? 4 : 2;
+}
 
 Config attention_config(const Shape& shape, const Options& options) {
   Config config;
@@ -110,7 +112,9 @@ void Forward::plan(const Step& step) {
   for (size_t i = 0; i < plans_.size(); ++i) {
     config_.window_left = windows_[i] > 0 ? windows_[i] - 1 : -1;
     plans_[i].build(config_, batch);
-    workspace_.reserve(plans_[i].stats().workspace_bytes);
+    const pm_plan_stats stats = plans_[i].stats();
+    workspace_.reserve(stats.workspace_bytes);
+    stats_.isa = stats.isa;
   }
 }
 
@@ -176,7 +180,9 @@ ggml_tensor* Forward::rope(ggml_context* ctx, ggml_tensor* x, bool local) {
 
 ggml_tensor* Forward::attention(ggml_context* ctx, const LayerWeights& w, Layer& layer, ggml_tensor* x) {
   const int64_t tokens = x->ne[1];
-  const auto heads = [&](ggml_tensor* y, int n) { return ggml_reshape_3d(ctx, y, shape_.head_dim, n, tokens); };
+  const auto heads = [&](ggml_tensor* y, int n) {
+    return ggml_reshape_3d(ctx, y, shape_.head_dim, n, tokens);
+  };
   ggml_tensor* q = heads(multiply(ctx, w.q, x, w.q_bias), shape_.heads);
   ggml_tensor* k = heads(multiply(ctx, w.k, x, w.k_bias), shape_.kv_heads);
   ggml_tensor* v = heads(multiply(ctx, w.v, x, w.v_bias), shape_.kv_heads);
@@ -220,11 +226,12 @@ void Forward::attend(ggml_tensor* out, int thread, int threads, void* layer) {
 void Forward::report(ggml_tensor* out, int, int, void* layer) {
   const auto& self = *static_cast<Layer*>(layer);
   const auto values = [out](int source) { return static_cast<const float*>(out->src[source]->data); };
-  self.forward->on_attention({self.index, self.forward->windows_[self.plan], self.forward->step_, values(1), values(2),
-                              values(3), static_cast<const float*>(out->data)});
+  self.forward->on_attention({self.index, self.forward->windows_[self.plan], self.forward->step_, values(1),
+                              values(2), values(3), static_cast<const float*>(out->data)});
 }
 
-void Forward::run_phase(const Layer& layer, int phase, ggml_tensor* const* qkv, void* out, int thread, int threads) {
+void Forward::run_phase(const Layer& layer, int phase, ggml_tensor* const* qkv, void* out, int thread,
+                        int threads) {
   const double begin = now();
   Args args;
   args.q = qkv[0]->data;
@@ -232,10 +239,11 @@ void Forward::run_phase(const Layer& layer, int phase, ggml_tensor* const* qkv, 
   args.v_new = qkv[2]->data;
   args.out = out;
   args.k_cache = layer.cache;
-  args.v_cache = layer.cache + size_t(config_.page_size) * config_.head_dim * dtype_bytes(config_.cache_dtype);
+  args.v_cache =
+      layer.cache + size_t(config_.page_size) * config_.head_dim * dtype_bytes(config_.cache_dtype);
   args.scale = shape_.attention_scale;
-  const pm_status status = pm_run_part(plans_[layer.plan].get(), &args, workspace_.data(), workspace_.bytes(), phase,
-                                       thread, threads);
+  const pm_status status = pm_run_part(plans_[layer.plan].get(), &args, workspace_.data(), workspace_.bytes(),
+                                       phase, thread, threads);
   if (status != PM_OK) failed_ = status;
   times_[thread].seconds += now() - begin;
 }
@@ -262,16 +270,6 @@ void Forward::account(const Step& step, double attention_seconds) {
     stats_.prefill_flops += flops;
     stats_.prefill_attention_seconds += attention_seconds;
   }
-}
-
-void Forward::count(Stats& stats) const {
-  stats.steps = stats_.steps;
-  stats.computed_tokens = stats_.computed_tokens;
-  stats.attention_seconds = stats_.attention_seconds;
-  stats.decode_bytes = stats_.decode_bytes;
-  stats.decode_attention_seconds = stats_.decode_attention_seconds;
-  stats.prefill_flops = stats_.prefill_flops;
-  stats.prefill_attention_seconds = stats_.prefill_attention_seconds;
 }
 
 }  // namespace pagemill::engine

@@ -35,8 +35,8 @@ class Forward {
 
   // Logits [R, vocabulary] of the step's logit_rows; valid until the next run.
   const float* run(const Step& step);
-  // Adds what was measured to the stats.
-  void count(Stats& stats) const;
+  // What was measured, nothing else.
+  const Stats& stats() const { return stats_; }
 
   // Called after each layer's attention, on one thread. f32 caches only, as others round q first.
   std::function<void(const AttentionCall&)> on_attention;
@@ -77,8 +77,8 @@ class Forward {
   const Shape& shape_;
   int threads_;
   Config config_;
-  std::vector<Plan> plans_;    // one for each window
-  std::vector<int> windows_;   // tokens; 0 = all
+  std::vector<Plan> plans_;   // one for each window
+  std::vector<int> windows_;  // tokens; 0 = all
   Workspace workspace_;
   HugeBuffer cache_;  // [layers, pages, K, 2, P * D]
   std::vector<Layer> layers_;

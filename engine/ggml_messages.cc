@@ -34,7 +34,9 @@ GgmlMessages::GgmlMessages() {
   last_error.clear();
 }
 
-GgmlMessages::~GgmlMessages() { --listening; }
+GgmlMessages::~GgmlMessages() {
+  --listening;
+}
 
 std::string GgmlMessages::last(const std::string& otherwise) const {
   std::string text = last_error.empty() ? otherwise : last_error;

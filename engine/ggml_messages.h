@@ -1,5 +1,5 @@
-// What ggml and libllama report while this object lives, instead of printing it: the last error that the calling thread
-// met. A check of theirs that fails throws ModelError instead of ending the program.
+// What ggml and libllama report while this object lives, instead of printing it: the last error that the
+// calling thread met. A check of theirs that fails throws ModelError instead of ending the program.
 #ifndef PAGEMILL_ENGINE_GGML_MESSAGES_H_
 #define PAGEMILL_ENGINE_GGML_MESSAGES_H_
 

@@ -27,9 +27,13 @@ GgufFile::GgufFile(const std::string& path) : path_(path) {
   place_tensors();
 }
 
-void GgufFile::fail(const std::string& what) const { throw ModelError(path_ + ": " + what); }
+void GgufFile::fail(const std::string& what) const {
+  throw ModelError(path_ + ": " + what);
+}
 
-void GgufFile::Unmap::operator()(void* data) const { munmap(data, bytes); }
+void GgufFile::Unmap::operator()(void* data) const {
+  munmap(data, bytes);
+}
 
 void GgufFile::map() {
   const int file = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
@@ -37,7 +41,8 @@ void GgufFile::map() {
   struct stat status;
   fstat(file, &status);
   const auto bytes = static_cast<size_t>(status.st_size);
-  void* data = S_ISREG(status.st_mode) && bytes > 0 ? mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
+  void* data = S_ISREG(status.st_mode) && bytes > 0 ? mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0)
+                                                    : MAP_FAILED;
   close(file);
   if (data == MAP_FAILED) fail("expected a file with contents");
   mapping_ = {data, Unmap{bytes}};
@@ -55,7 +60,8 @@ void GgufFile::place_tensors() {
   }
   if (gguf_get_n_tensors(gguf_.get()) == 0) fail("holds no tensors: expected a model's weights");
   buffer_.reset(ggml_backend_cpu_buffer_from_ptr(mapping_.get(), bytes));
-  for (ggml_tensor* t = ggml_get_first_tensor(tensors_.get()); t; t = ggml_get_next_tensor(tensors_.get(), t)) {
+  for (ggml_tensor* t = ggml_get_first_tensor(tensors_.get()); t;
+       t = ggml_get_next_tensor(tensors_.get(), t)) {
     const size_t offset = gguf_get_tensor_offset(gguf_.get(), gguf_find_tensor(gguf_.get(), t->name));
     ggml_backend_tensor_alloc(buffer_.get(), t, static_cast<char*>(mapping_.get()) + begin + offset);
   }

@@ -1,5 +1,5 @@
-// A GGUF file: typed metadata, and tensors that lie in the mapped file. Every mistake in the file ends here, as a
-// ModelError that names file, key or tensor, value and expectation.
+// A GGUF file: typed metadata, and tensors that lie in the mapped file. Every mistake in the file ends here,
+// as a ModelError that names file, key or tensor, value and expectation.
 #ifndef PAGEMILL_ENGINE_GGUF_FILE_H_
 #define PAGEMILL_ENGINE_GGUF_FILE_H_
 
@@ -32,7 +32,8 @@ class GgufFile {
 
   // shape: elements of each dimension, innermost first.
   ggml_tensor* tensor(const std::string& name, std::initializer_list<int64_t> shape) const;
-  ggml_tensor* optional_tensor(const std::string& name, std::initializer_list<int64_t> shape) const;  // or null
+  ggml_tensor* optional_tensor(const std::string& name,
+                               std::initializer_list<int64_t> shape) const;  // or null
 
   int64_t tensor_bytes() const { return tensor_bytes_; }
   const std::string& path() const { return path_; }

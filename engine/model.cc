@@ -30,7 +30,9 @@ std::shared_ptr<const Model> Model::load(const std::string& path) {
   return std::shared_ptr<const Model>(new Model(std::make_unique<Parts>(path)));
 }
 
-const ModelInfo& Model::info() const { return parts_->info; }
+const ModelInfo& Model::info() const {
+  return parts_->info;
+}
 
 std::vector<Token> Model::tokenize(std::string_view text, bool special) const {
   return parts_->tokenizer.tokenize(text, special);
@@ -43,7 +45,9 @@ std::string Model::text(Token token) const {
   return parts_->tokenizer.text(token);
 }
 
-bool Model::ends_generation(Token token) const { return parts_->tokenizer.ends_generation(token); }
+bool Model::ends_generation(Token token) const {
+  return parts_->tokenizer.ends_generation(token);
+}
 
 std::string Model::chat_prompt(const std::vector<Message>& messages) const {
   return parts_->tokenizer.chat_prompt(messages);

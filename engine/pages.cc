@@ -7,7 +7,8 @@ namespace pagemill::engine {
 
 size_t PagePool::Hash::operator()(const Key& key) const {
   size_t hash = std::hash<BlockId>{}(key.prefix);
-  for (int32_t token : key.tokens) hash = (hash ^ static_cast<uint32_t>(token)) * 0x100000001b3u + (hash >> 29);
+  for (int32_t token : key.tokens)
+    hash = (hash ^ static_cast<uint32_t>(token)) * 0x100000001b3u + (hash >> 29);
   return hash;
 }
 

@@ -19,8 +19,8 @@ class PagePool {
  public:
   explicit PagePool(int32_t pages);
 
-  // A page for one holder, who may write it. Of those that nobody holds, one without a block if there is one, else
-  // that of the least recently released block, which is forgotten. Nothing if all are held.
+  // A page for one holder, who may write it. Of those that nobody holds, one without a block if there is one,
+  // else that of the least recently released block, which is forgotten. Nothing if all are held.
   std::optional<int32_t> take();
   // Gives up one hold. Blocks of pages that nobody holds stay until their page is taken.
   void release(int32_t page);
@@ -37,8 +37,8 @@ class PagePool {
     bool held;
   };
   std::optional<Look> look(BlockId prefix, std::span<const int32_t> tokens) const;
-  // From now on the page, held by the caller alone, has these tokens and is not written any more. If another page has
-  // them already, that one stays the one to share. Returns the block.
+  // From now on the page, held by the caller alone, has these tokens and is not written any more. If another
+  // page has them already, that one stays the one to share. Returns the block.
   BlockId publish(int32_t page, BlockId prefix, std::span<const int32_t> tokens);
 
   int32_t pages() const { return static_cast<int32_t>(holders_.size()); }
@@ -61,11 +61,11 @@ class PagePool {
   };
   using Blocks = std::unordered_map<Key, Block, Hash>;
 
-  std::vector<int32_t> holders_;                      // [pages]
-  std::vector<Blocks::value_type*> block_of_;         // [pages] what the page is shared as, or null
-  std::vector<int32_t> empty_;                        // neither held nor published
-  std::list<int32_t> idle_;                           // published, not held; least recently released first
-  std::vector<std::list<int32_t>::iterator> idle_at_; // [pages]
+  std::vector<int32_t> holders_;                       // [pages]
+  std::vector<Blocks::value_type*> block_of_;          // [pages] what the page is shared as, or null
+  std::vector<int32_t> empty_;                         // neither held nor published
+  std::list<int32_t> idle_;                            // published, not held; least recently released first
+  std::vector<std::list<int32_t>::iterator> idle_at_;  // [pages]
   Blocks blocks_;
   BlockId next_block_ = 0;
 };

@@ -37,8 +37,8 @@ const Step& Scheduler::next() {
   preempted_ = false;
   schedule_running(true);
   schedule_running(false);
-  // Only now is it certain that these tokens are computed. Requests admitted below may share them at once, because all
-  // writes of a step come before its reads.
+  // Only now is it certain that these tokens are computed. Requests admitted below may share them at once,
+  // because all writes of a step come before its reads.
   for (Sequence* sequence : running_) publish(*sequence);
   if (!preempted_) admit();
   peak_pages_ = std::max(peak_pages_, pool_.pages() - pool_.available());

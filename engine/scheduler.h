@@ -1,9 +1,9 @@
 // Which requests compute which tokens in a step, and on which pages. Knows neither model nor text.
 //
-// Continuous batching: decodes first, then prefills in chunks of what is left of the token budget, then waiting
-// requests in the order of their arrival, each as soon as all of its tokens so far fit into free pages. Where a running
-// request needs a page and none is free, the one admitted last gives up its own and waits, first in line, to be
-// computed again. The one admitted first always advances, so every request ends.
+// Continuous batching: decodes first, then prefills in chunks of what is left of the token budget, then
+// waiting requests in the order of their arrival, each as soon as all of its tokens so far fit into free
+// pages. Where a running request needs a page and none is free, the one admitted last gives up its own and
+// waits, first in line, to be computed again. The one admitted first always advances, so every request ends.
 #ifndef PAGEMILL_ENGINE_SCHEDULER_H_
 #define PAGEMILL_ENGINE_SCHEDULER_H_
 
@@ -18,7 +18,7 @@
 namespace pagemill::engine {
 
 struct Limits {
-  int32_t page_size;     // tokens
+  int32_t page_size;  // tokens
   int32_t pages;
   int32_t token_budget;  // tokens of a step
   int32_t max_seqs;      // that run at once
@@ -30,8 +30,9 @@ struct Limits {
 struct Step {
   struct Piece {
     int64_t id;
-    int32_t first, count;          // tokens of the sequence that this step computes
-    int32_t logits_first, logits;  // positions whose logits it wants; their rows follow those of the pieces before
+    int32_t first, count;  // tokens of the sequence that this step computes
+    int32_t logits_first,
+        logits;  // positions whose logits it wants; their rows follow those of the pieces before
   };
   std::vector<Piece> pieces;         // [B]
   std::vector<int32_t> tokens;       // [T]
@@ -47,15 +48,15 @@ class Scheduler {
  public:
   explicit Scheduler(const Limits& limits);
 
-  // tokens: those of the prompt, at least one. logits_from: the first position whose logits are wanted. Sequences that
-  // can outgrow the cache are the caller's mistake: they would wait for ever.
+  // tokens: those of the prompt, at least one. logits_from: the first position whose logits are wanted.
+  // Sequences that can outgrow the cache are the caller's mistake: they would wait for ever.
   void add(int64_t id, std::vector<int32_t> tokens, int32_t logits_from);
   // The next token of a sequence all of whose tokens are computed.
   void append(int64_t id, int32_t token);
   void remove(int64_t id);
 
-  // The next step; from now on its tokens count as computed. No pieces: nothing is left to compute. Valid until the
-  // next call.
+  // The next step; from now on its tokens count as computed. No pieces: nothing is left to compute. Valid
+  // until the next call.
   const Step& next();
 
   const std::vector<int32_t>& tokens(int64_t id) const { return sequences_.at(id)->tokens; }
@@ -70,10 +71,10 @@ class Scheduler {
   struct Sequence {
     int64_t id;
     std::vector<int32_t> tokens;
-    int32_t logits_from;     // first position whose logits are still wanted
-    int32_t computed = 0;    // tokens whose keys and values lie in pages
-    int32_t now = 0;         // tokens of the step that is being made
-    int32_t published = 0;   // pages, from the first, that are shared or may be
+    int32_t logits_from;       // first position whose logits are still wanted
+    int32_t computed = 0;      // tokens whose keys and values lie in pages
+    int32_t now = 0;           // tokens of the step that is being made
+    int32_t published = 0;     // pages, from the first, that are shared or may be
     BlockId block = kNoBlock;  // of the last of them
     std::vector<int32_t> pages;
 

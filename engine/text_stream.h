@@ -1,4 +1,5 @@
-// The text of one request as it grows: whole characters, and nothing that may yet turn out to be a stop string.
+// The text of one request as it grows: whole characters, and nothing that may yet turn out to be a stop
+// string.
 #ifndef PAGEMILL_ENGINE_TEXT_STREAM_H_
 #define PAGEMILL_ENGINE_TEXT_STREAM_H_
 
@@ -12,7 +13,8 @@ class TextStream {
  public:
   explicit TextStream(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
-  // Takes in the bytes of the next token; returns what is certain now. Bytes that are not UTF-8 become U+FFFD.
+  // Takes in the bytes of the next token; returns what is certain now. Bytes that are not UTF-8 become
+  // U+FFFD.
   std::string add(std::string_view bytes);
   // What is left when the request ends: up to the stop string, if one was met.
   std::string finish();

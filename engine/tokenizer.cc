@@ -16,7 +16,9 @@ Tokenizer::Tokenizer(const std::string& path) : path_(path) {
   llama_model_params params = llama_model_default_params();
   params.vocab_only = true;
   model_.reset(llama_model_load_from_file(path.c_str(), params));
-  if (!model_) throw ModelError(fmt::format("{}: no tokeniser that libllama knows: {}", path, messages.last("no reason given")));
+  if (!model_)
+    throw ModelError(
+        fmt::format("{}: no tokeniser that libllama knows: {}", path, messages.last("no reason given")));
   vocab_ = llama_model_get_vocab(model_.get());
   if (llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_NONE) {
     throw ModelError(path + ": tokenizer.ggml.model is missing or none: expected a tokeniser");
@@ -52,7 +54,8 @@ std::string Tokenizer::text(Token token) const {
 
 std::string Tokenizer::chat_prompt(const std::vector<Message>& messages) const {
   const char* chat_template = llama_model_chat_template(model_.get(), nullptr);
-  if (!chat_template) throw ModelError(path_ + ": tokenizer.chat_template is missing: the model has no chat template");
+  if (!chat_template)
+    throw ModelError(path_ + ": tokenizer.chat_template is missing: the model has no chat template");
   std::vector<llama_chat_message> chat;
   size_t size = 256;
   for (const Message& message : messages) {
@@ -60,7 +63,8 @@ std::string Tokenizer::chat_prompt(const std::vector<Message>& messages) const {
     size += 64 + 2 * (message.role.size() + message.content.size());
   }
   std::string prompt(size, '\0');
-  int32_t bytes = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, prompt.data(), int32_t(size));
+  int32_t bytes =
+      llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, prompt.data(), int32_t(size));
   if (bytes > int32_t(size)) {
     prompt.resize(bytes);
     bytes = llama_chat_apply_template(chat_template, chat.data(), chat.size(), true, prompt.data(), bytes);

@@ -13,11 +13,17 @@ struct Character {
   enum { kValid, kCut, kInvalid } state;
 };
 
-// The character at the front of text, which is not empty. Cut: the text ends within it. Invalid: one byte to skip.
+// The character at the front of text, which is not empty. Cut: the text ends within it. Invalid: one byte to
+// skip.
 inline Character first_character(std::string_view text) {
   const auto at = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = at(0);
-  const size_t bytes = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+  const size_t bytes = lead < 0x80   ? 1
+                       : lead < 0xC2 ? 0
+                       : lead < 0xE0 ? 2
+                       : lead < 0xF0 ? 3
+                       : lead < 0xF5 ? 4
+                                     : 0;
   if (bytes == 0) return {1, Character::kInvalid};
   for (size_t i = 1; i < bytes; ++i) {
     if (i == text.size()) return {i, Character::kCut};

@@ -36,7 +36,8 @@ void Weights::read_shape() {
   for (const auto& [name, architecture] : kArchitectures)
     if (architecture_name_ == name) found = &architecture;
   if (!found) {
-    file_.fail(fmt::format("general.architecture is {}: expected llama, qwen2, qwen3 or gemma3", architecture_name_));
+    file_.fail(fmt::format("general.architecture is {}: expected llama, qwen2, qwen3 or gemma3",
+                           architecture_name_));
   }
   Shape& s = shape_;
   s.architecture = *found;
@@ -48,10 +49,11 @@ void Weights::read_shape() {
   s.embedding = count("embedding_length", kMaxCount);
   s.feed_forward = count("feed_forward_length", kMaxCount);
   s.heads = count("attention.head_count", 4096);
-  s.kv_heads = file_.integer(key("attention.head_count_kv")) ? count("attention.head_count_kv", s.heads) : s.heads;
+  s.kv_heads =
+      file_.integer(key("attention.head_count_kv")) ? count("attention.head_count_kv", s.heads) : s.heads;
   if (s.heads % s.kv_heads != 0) {
-    file_.fail(fmt::format("{} is {}: expected a divisor of the {} heads", key("attention.head_count_kv"), s.kv_heads,
-                           s.heads));
+    file_.fail(fmt::format("{} is {}: expected a divisor of the {} heads", key("attention.head_count_kv"),
+                           s.kv_heads, s.heads));
   }
   const bool named = file_.integer(key("attention.key_length")).has_value();
   s.head_dim = named ? count("attention.key_length", 512) : s.embedding / s.heads;
@@ -59,7 +61,8 @@ void Weights::read_shape() {
     file_.fail(fmt::format("head dim is {}: expected a multiple of 8 from 16 to 512", s.head_dim));
   }
   if (const auto v = file_.integer(key("attention.value_length")); v && *v != s.head_dim) {
-    file_.fail(fmt::format("{} is {}: expected the key length, {}", key("attention.value_length"), *v, s.head_dim));
+    file_.fail(
+        fmt::format("{} is {}: expected the key length, {}", key("attention.value_length"), *v, s.head_dim));
   }
   s.context = count("context_length", int64_t{1} << 24);
   s.vocabulary = static_cast<int>(file_.array_size("tokenizer.ggml.tokens"));
@@ -96,8 +99,8 @@ void Weights::read_rope() {
   auto factor = file_.number(key("rope.scaling.factor"));
   if (!factor) factor = file_.number(key("rope.scale_linear"));
   rope.scale = type == "none" || !factor || *factor == 0 ? 1 : static_cast<float>(1 / *factor);
-  rope.original_context = static_cast<int>(
-      file_.integer(key("rope.scaling.original_context_length")).value_or(shape_.context));
+  rope.original_context =
+      static_cast<int>(file_.integer(key("rope.scaling.original_context_length")).value_or(shape_.context));
   rope.ext_factor = type == "yarn" ? 1 : 0;
   rope.attn_factor = static_cast<float>(file_.number(key("rope.scaling.attn_factor")).value_or(1));
   rope.beta_fast = 32;

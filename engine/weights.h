@@ -13,11 +13,11 @@ namespace pagemill::engine {
 enum class Architecture { kLlama, kQwen2, kQwen3, kGemma3 };
 
 struct Rope {
-  int mode;              // GGML_ROPE_TYPE_*
-  int dims;              // rotated, of head_dim
-  int original_context;  // tokens, before it was scaled
-  float base, local_base;  // of global and local layers
-  float scale;             // of positions, in global layers
+  int mode;                                             // GGML_ROPE_TYPE_*
+  int dims;                                             // rotated, of head_dim
+  int original_context;                                 // tokens, before it was scaled
+  float base, local_base;                               // of global and local layers
+  float scale;                                          // of positions, in global layers
   float ext_factor, attn_factor, beta_fast, beta_slow;  // YaRN
 };
 
@@ -28,7 +28,7 @@ struct Shape {
   int vocabulary, context;
   float epsilon;  // of the norms
   Rope rope;
-  int window;               // tokens that a query of a local layer sees, its own included; 0 = no local layers
+  int window;  // tokens that a query of a local layer sees, its own included; 0 = no local layers
   std::vector<bool> local;  // [layers]
   float attention_scale;
   float final_soft_cap;  // of logits; 0 = none

@@ -11,21 +11,16 @@ fail() {
 
 cmp -s $requirements $target/requirements.txt && exit 0
 scripts/install_packages.sh python3-venv
-[ -x .venv/bin/pip ] || python3 -m venv .venv ||
-  fail "cannot make the virtual environment .venv: needs python3 with venv and pip (Debian: python3-venv)"
-pip() {
-  .venv/bin/python -m pip --disable-pip-version-check --quiet "$@" ||
-    fail "pip $1 failed: needs the network (PyPI, or an index that PIP_INDEX_URL names)"
-}
-
 echo "Fetching the source of llama.cpp" >&2
 work=build/llama.cpp.part
 rm -rf $work
 mkdir -p $work
 # pip asks an archive's build backend for its metadata, even of an archive that it only downloads.
-pip install --require-hashes --only-binary :all: --requirement engine/llama.cpp/build-backend.txt
-pip download --no-deps --require-hashes --no-binary :all: --no-build-isolation --dest $work \
-  --requirement $requirements
+scripts/make_venv.sh build/fetch-venv engine/llama.cpp/build-backend.txt ||
+  fail "cannot make a virtual environment: needs python3 with venv and pip (Debian: python3-venv) and the network (PyPI)"
+build/fetch-venv/bin/pip --disable-pip-version-check --quiet download --no-deps --require-hashes --no-binary :all: \
+  --no-build-isolation --dest $work --requirement $requirements ||
+  fail "pip could not download llama-cpp-python: needs the network (PyPI, or an index that PIP_INDEX_URL names)"
 tar -xzf $work/llama_cpp_python-*.tar.gz -C $work --strip-components=3 --wildcards \
   '*/vendor/llama.cpp/CMakeLists.txt' '*/vendor/llama.cpp/LICENSE' '*/vendor/llama.cpp/AUTHORS' \
   '*/vendor/llama.cpp/cmake' '*/vendor/llama.cpp/ggml' '*/vendor/llama.cpp/include' '*/vendor/llama.cpp/src' \

@@ -17,6 +17,10 @@ void add_replay(CLI::App& app);
 void add_check(CLI::App& app);
 void add_tune(CLI::App& app);
 void add_plan(CLI::App& app);
+// In builds with PAGEMILL_BUILD_ENGINE.
+void add_generate(CLI::App& app);
+void add_perplexity(CLI::App& app);
+void add_score(CLI::App& app);
 
 // What a callback throws for a combination of options that the parser cannot reject (exit code 2).
 struct UsageError : std::invalid_argument {

@@ -7,10 +7,11 @@
 #include <new>
 
 #include "commands.h"
+#include "interrupt.h"
 
 namespace {
 
-enum ExitCode { kOk = 0, kFailed = 1, kUsage = 2 };
+enum ExitCode { kOk = 0, kFailed = 1, kUsage = 2, kInterrupted = 130 };
 
 int fail(ExitCode code, const char* message) {
   std::fflush(stdout);
@@ -22,8 +23,9 @@ int fail(ExitCode code, const char* message) {
 
 int main(int argc, char** argv) {
   try {
-    CLI::App app("Ragged paged attention on CPUs: measure it, replay traces through it, check it, plan it.",
-                 "pagemill");
+    CLI::App app(
+        "Ragged paged attention on CPUs: write text with it, measure it, replay traces through it, check it.",
+        "pagemill");
     app.set_version_flag("--version", pm_version());
     app.require_subcommand(1);
     pagemill::add_info(app);
@@ -32,6 +34,11 @@ int main(int argc, char** argv) {
     pagemill::add_check(app);
     pagemill::add_tune(app);
     pagemill::add_plan(app);
+#ifdef PAGEMILL_HAS_ENGINE
+    pagemill::add_generate(app);
+    pagemill::add_perplexity(app);
+    pagemill::add_score(app);
+#endif
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
@@ -41,6 +48,8 @@ int main(int argc, char** argv) {
     return kOk;
   } catch (const pagemill::UsageError& error) {
     return fail(kUsage, error.what());
+  } catch (const pagemill::Interrupted&) {
+    return fail(kInterrupted, "interrupted");
   } catch (const std::bad_alloc&) {
     return fail(kFailed, "out of memory");
   } catch (const std::exception& error) {

@@ -1,5 +1,6 @@
-// Pagemill's engine: text from GGUF weights on CPUs. Many requests at once, batched raggedly over one paged cache:
-// prefills in chunks beside decodes, prefixes shared, requests preempted and computed again where pages run out.
+// Pagemill's engine: text from GGUF weights on CPUs. Many requests at once, batched raggedly over one paged
+// cache: prefills in chunks beside decodes, prefixes shared, requests preempted and computed again where
+// pages run out.
 //
 //   auto model = pagemill::engine::Model::load("model.gguf");
 //   pagemill::engine::Engine engine(model, {});
@@ -7,11 +8,12 @@
 //   while (!engine.idle())
 //     for (const pagemill::engine::Event& event : engine.step()) std::cout << event.text;
 //
-// Errors. Everything throws: pagemill::InvalidArgument where the caller is wrong, ModelError where a model file is, both
-// with a message that names argument or file, value and expectation. A failed add() leaves the engine as it was.
+// Errors. Everything throws: pagemill::InvalidArgument where the caller is wrong, ModelError where a model
+// file is, both with a message that names argument or file, value and expectation. A failed add() leaves the
+// engine as it was.
 //
-// Threads. A Model is immutable: any number of threads and engines may use it at once. An Engine belongs to one thread
-// at a time; step() runs on threads of its own, which no other engine shares.
+// Threads. A Model is immutable: any number of threads and engines may use it at once. An Engine belongs to
+// one thread at a time; step() runs on threads of its own, which no other engine shares.
 #ifndef PAGEMILL_ENGINE_HPP_
 #define PAGEMILL_ENGINE_HPP_
 
@@ -59,7 +61,8 @@ class PAGEMILL_ENGINE_API Model {
 
   const ModelInfo& info() const;
 
-  // text: UTF-8. special: adds what the model begins (and ends) texts with, and reads names of control tokens such as
+  // text: UTF-8. special: adds what the model begins (and ends) texts with, and reads names of control tokens
+  // such as
   // <|im_end|> as these.
   std::vector<Token> tokenize(std::string_view text, bool special) const;
   // Bytes of the token's text: perhaps a part of a character. Empty for control tokens.
@@ -90,50 +93,57 @@ struct Request {
   std::vector<Token> prompt;  // at least one; prompt and max_tokens fit the model's context and the cache
   int max_tokens = 128;       // 0 = none: for the log-probabilities of the prompt
   Sampling sampling = {};
-  std::vector<Token> stop_tokens = {};   // end the request and are not part of its text
-  std::vector<std::string> stop = {};    // likewise, wherever in the text; none is empty
-  bool ignore_end = false;               // goes on where the model would end
-  bool logprobs = false;                 // of generated tokens
-  std::optional<int> score_from = {};    // log-probabilities of prompt tokens from this one on, at least 1
+  std::vector<Token> stop_tokens = {};  // end the request and are not part of its text
+  std::vector<std::string> stop = {};   // likewise, wherever in the text; none is empty
+  bool ignore_end = false;              // goes on where the model would end
+  bool logprobs = false;                // of generated tokens
+  std::optional<int> score_from = {};   // log-probabilities of prompt tokens from this one on, at least 1
 };
 
 enum class Finish {
-  kNone,       // goes on
-  kEnd,        // a token with which the model ends, or one of stop_tokens
-  kStop,       // one of the stop strings
-  kLength,     // max_tokens
+  kNone,    // goes on
+  kEnd,     // a token with which the model ends, or one of stop_tokens
+  kStop,    // one of the stop strings
+  kLength,  // max_tokens
   kCancelled,
+};
+
+// A token of the prompt, as predicted from those before it.
+struct Scored {
+  float logprob;  // natural logarithm of its probability
+  bool best;      // no other token is likelier
 };
 
 // What became of a request in a step. Within one request in order; the last one has a finish.
 struct Event {
-  int64_t request = 0;       // as add() returned it
+  int64_t request = 0;              // as add() returned it
   std::optional<Token> token = {};  // generated
-  std::string text = {};     // UTF-8, whole characters: what is new of the request's text; may be empty
-  float logprob = 0;         // natural logarithm of the token's probability, if the request asked
-  int first_scored = 0;      // prompt index of prompt_logprobs[0]
-  std::vector<float> prompt_logprobs = {};
+  std::string text = {};  // UTF-8, whole characters: what is new of the request's text; may be empty
+  float logprob = 0;      // natural logarithm of the token's probability, if the request asked
+  int first_scored = 0;   // prompt index of scored[0]
+  std::vector<Scored> scored = {};
   Finish finish = Finish::kNone;
 };
 
 struct Options {
-  int threads = 0;              // 0 = pm_default_threads()
+  int threads = 0;  // 0 = pm_default_threads()
   pm_dtype cache_dtype = PM_BF16;
-  int page_size = 16;           // tokens, a multiple of 16
-  int64_t pages = 0;            // of the cache; 0 = what max_seqs sequences of the model's context need, within 1 GiB
-  int token_budget = 512;       // tokens of one step
-  int max_seqs = 64;            // requests that run at once; the others wait
-  bool prefix_cache = true;     // reuse pages of earlier requests that begin alike
+  int page_size = 16;  // tokens, a multiple of 16
+  int64_t pages = 0;   // of the cache; 0 = what max_seqs sequences of the model's context need, within 1 GiB
+  int token_budget = 512;    // tokens of one step
+  int max_seqs = 64;         // requests that run at once; the others wait
+  bool prefix_cache = true;  // reuse pages of earlier requests that begin alike
 };
 
 // Since the engine was made.
 struct Stats {
   int64_t steps = 0;
-  int64_t computed_tokens = 0;   // that went through the model, those of preempted requests again
-  int64_t prefix_hit_tokens = 0; // that did not need to
+  int64_t computed_tokens = 0;    // that went through the model, those of preempted requests again
+  int64_t prefix_hit_tokens = 0;  // that did not need to
   int64_t preemptions = 0;
   int64_t peak_pages = 0;        // held by requests at once
   int64_t pages = 0;             // of the cache
+  std::string isa;               // of the attention's kernels, "" before the first step
   double seconds = 0;            // in step()
   double attention_seconds = 0;  // mean of the threads, in attention and the update of the cache
   // Of attention in steps of decodes alone, and in all others: distinct visible keys and values in bytes, and
