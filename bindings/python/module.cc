@@ -1,6 +1,7 @@
 // pagemill._core: the C++ API for Python arrays. What users call is in pagemill/__init__.py.
 #include <nanobind/stl/string.h>
 
+#include "../jax/handlers.h"
 #include "plan.h"
 
 namespace pagemill::python {
@@ -116,6 +117,7 @@ NB_MODULE(_core, m) {
   });
   bind_cache(m);
   bind_plan(m);
+  pagemill::jax::bind_handlers(m);
   m.def("merge_into", &merge_into, nb::arg("a"), nb::arg("lse_a"), nb::arg("b"), nb::arg("lse_b"),
         nb::arg("out"), nb::arg("out_lse"));
   m.def("isas", &isas);

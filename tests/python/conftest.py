@@ -1,5 +1,10 @@
+import os
+
 import numpy as np
 import pytest
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  # read when JAX starts
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture

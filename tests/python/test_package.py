@@ -25,4 +25,5 @@ def test_stubs() -> None:
     assert (FOLDER / "py.typed").exists()
     stubs = ast.parse((FOLDER / "_core.pyi").read_text())
     defined = {node.name for node in stubs.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    defined |= {node.target.id for node in stubs.body if isinstance(node, ast.AnnAssign)}
     assert defined == {name for name in vars(_core) if not name.startswith("_")}
