@@ -201,7 +201,7 @@ ggml_tensor* Forward::attention(ggml_context* ctx, const LayerWeights& w, Layer&
   ggml_tensor* out = ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t{shape_.heads} * shape_.head_dim, tokens, 1, 1,
                                     arguments, 3, store, GGML_N_TASKS_MAX, &layer);
   out = ggml_custom_inplace(ctx, out, arguments, 3, attend, GGML_N_TASKS_MAX, &layer);
-  if (on_attention) out = ggml_custom_inplace(ctx, out, arguments, 3, report, 1, &layer);
+  if (on_attention) out = ggml_custom_inplace(ctx, out, arguments, 3, report, GGML_N_TASKS_MAX, &layer);
   return multiply(ctx, w.out, out, w.out_bias);
 }
 
@@ -223,7 +223,8 @@ void Forward::attend(ggml_tensor* out, int thread, int threads, void* layer) {
   self.forward->run_phase(self, 1, out->src + 1, out->data, thread, threads);
 }
 
-void Forward::report(ggml_tensor* out, int, int, void* layer) {
+void Forward::report(ggml_tensor* out, int thread, int, void* layer) {
+  if (thread != 0) return;
   const auto& self = *static_cast<Layer*>(layer);
   const auto values = [out](int source) { return static_cast<const float*>(out->src[source]->data); };
   self.forward->on_attention({self.index, self.forward->windows_[self.plan], self.forward->step_, values(1),
