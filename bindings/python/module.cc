@@ -107,6 +107,7 @@ nb::dict costs() {
 
 NB_MODULE(_core, m) {
   using namespace pagemill::python;
+  nb::set_leak_warnings(false);  // PyTorch keeps operators, and what they hold, to the process's end
   m.doc() = "The compiled half of the package pagemill.";
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {

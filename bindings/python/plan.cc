@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "../torch/openmp.h"
 #include "plan_docs.h"
 #include "workspaces.h"
 
@@ -21,6 +22,7 @@ struct Options {
   bool write_cache, batch_invariant;
   int threads;
   std::string isa;  // "" = the library's choice
+  bool openmp;      // run on PyTorch's threads
 };
 
 Config config_of(const Options& options, const PagedCache* cache) {
@@ -90,6 +92,7 @@ class StepPlan {
     batch.first_position = int32_data(positions);
     if (causal) batch.causal = reinterpret_cast<const uint8_t*>(causal->data());
 
+    if (options.openmp) executor_ = torch::openmp_executor();
     nb::gil_scoped_release release;
     plan_.build(config_, batch);
     workspace_bytes_ = plan_.stats().workspace_bytes;
@@ -232,7 +235,8 @@ class StepPlan {
     void execute(decltype(pm_run) function) {
       nb::gil_scoped_release release;
       const BorrowedWorkspace workspace(plan_.workspace_bytes_);
-      check(function(plan_.plan_.get(), &args, workspace.get().data(), workspace.get().bytes(), nullptr));
+      check(function(plan_.plan_.get(), &args, workspace.get().data(), workspace.get().bytes(),
+                     plan_.executor_ ? &*plan_.executor_ : nullptr));
     }
 
     nb::any result() const {
@@ -301,6 +305,7 @@ class StepPlan {
 
   Config config_;
   Plan plan_;
+  std::optional<Executor> executor_;  // none: the library's pool
   int64_t num_queries_ = 0;
   size_t workspace_bytes_ = 0;
 };
@@ -316,16 +321,16 @@ void bind_plan(nb::module_& m) {
              const PagedCache* cache, nb::object first_position, nb::object row_index, nb::object causal_of,
              int num_heads, int num_kv_heads, int head_dim, const std::string& dtype,
              const std::string& out_dtype, bool causal, int window_left, int window_right, bool write_cache,
-             bool batch_invariant, int threads, const std::string& isa) {
+             bool batch_invariant, int threads, const std::string& isa, bool openmp) {
             new (self) StepPlan(query_start, kv_len, page_table, cache, first_position, row_index, causal_of,
                                 {num_heads, num_kv_heads, head_dim, dtype, out_dtype, causal, window_left,
-                                 window_right, write_cache, batch_invariant, threads, isa});
+                                 window_right, write_cache, batch_invariant, threads, isa, openmp});
           },
           arg("query_start"), arg("kv_len").none(), arg("page_table").none(), arg("cache").none(),
           arg("first_position").none(), arg("row_index").none(), arg("causal_of").none(), nb::kw_only(),
           arg("num_heads"), arg("num_kv_heads"), arg("head_dim"), arg("dtype"), arg("out_dtype"),
           arg("causal"), arg("window_left"), arg("window_right"), arg("write_cache"), arg("batch_invariant"),
-          arg("threads"), arg("isa"))
+          arg("threads"), arg("isa"), arg("openmp"))
       .def(
           "run",
           [](const StepPlan& plan, nb::handle q, nb::handle k_new, nb::handle v_new, const PagedCache* cache,

@@ -61,6 +61,7 @@ def plan(
     batch_invariant: bool = False,
     threads: int = 0,
     isa: str | None = None,
+    openmp: bool = False,
 ) -> Plan:
     """Plans a step. All metadata is copied; the plan serves every layer with caches of this geometry.
 
@@ -85,6 +86,7 @@ def plan(
         options alone, not on its neighbours, chunking or the number of threads.
       threads: parts to plan for; 0: what affinity mask and cgroup quota allow.
       isa: forces an ISA by name, such as "avx2". None: PAGEMILL_ISA, or the best of the machine.
+      openmp: runs use the OpenMP threads of PyTorch, which has been imported, instead of the library's pool.
 
     Returns:
       The plan, which never changes and may be run by several threads at once.
@@ -127,4 +129,5 @@ def plan(
         batch_invariant=batch_invariant,
         threads=threads,
         isa=isa or "",
+        openmp=openmp,
     )
