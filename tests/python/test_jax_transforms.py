@@ -1,6 +1,9 @@
 """Under jit, scan, shard_map and grad: caches in place, plans once a step."""
 
 import functools
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -218,3 +221,39 @@ def test_gradients_are_refused(rng: np.random.Generator) -> None:
     out, _ = jax.jit(attention)(*call.arguments)
     stopped = jax.grad(lambda q: (q * jax.lax.stop_gradient(out)).sum())(call.queries)
     np.testing.assert_array_equal(np.asarray(stopped), np.asarray(out))
+
+
+def test_work_runs_on_xlas_threads() -> None:
+    """A run starts no thread, and more than one of those that were there works."""
+    code = """
+import os
+import jax, jax.numpy as jnp, numpy as np
+from pagemill import jax as pm
+
+def ticks():
+    fields = {tid: open(f"/proc/self/task/{tid}/stat").read().rsplit(")", 1)[1].split()
+              for tid in os.listdir("/proc/self/task")}
+    return {tid: int(f[11]) + int(f[12]) for tid, f in fields.items()}
+
+n = 2000
+cache = jnp.zeros(pm.get_kv_cache_shape(n // 16, 16, 8, 128, jnp.bfloat16), jnp.bfloat16)
+q, k = jnp.ones((n, 32, 128), jnp.bfloat16), jnp.ones((n, 8, 128), jnp.bfloat16)
+a = jnp.ones((2000, 2000))
+jax.block_until_ready(a @ a)
+metadata = [jnp.asarray(x, jnp.int32) for x in ([n], np.arange(n // 16), [0, n], [0, 0, 1])]
+tiny = pm.ragged_paged_attention(q[:1], k[:1], k[:1], jnp.copy(cache),
+                                 *[jnp.asarray(x, jnp.int32) for x in ([1], [0], [0, 1], [0, 0, 1])])
+jax.block_until_ready(tiny)
+step = jax.jit(pm.ragged_paged_attention, donate_argnums=3).lower(q, k, k, cache, *metadata).compile()
+before = ticks()
+for _ in range(12):
+    out, cache = step(q, k, k, cache, *metadata)
+    jax.block_until_ready(out)
+after = ticks()
+print(len(before), len(after), sum(after[t] - before.get(t, 0) > 10 for t in after))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    before, after, busy = map(int, result.stdout.split())
+    assert after == before
+    assert busy > 1 or os.cpu_count() == 1

@@ -71,8 +71,8 @@ def test_opcheck(rng: np.random.Generator) -> None:
     torch.library.opcheck(torch.ops.pagemill.merge, (a, lse, a.clone(), lse.clone()))
 
 
-@pytest.mark.parametrize("inference", [False, True])
-def test_compile(rng: np.random.Generator, inference: bool) -> None:
+@pytest.mark.parametrize(("backend", "inference"), [("aot_eager", False), ("aot_eager", True), ("inductor", True)])
+def test_compile(rng: np.random.Generator, backend: str, inference: bool) -> None:
     """A compiled layer around the operator, without graph breaks, gives what the eager one gives."""
     step = random_step(rng, np.float32, MIXED)
 
@@ -83,7 +83,7 @@ def test_compile(rng: np.random.Generator, inference: bool) -> None:
     with torch.inference_mode(inference):
         eager, compiled = arguments(step, torch.float32), arguments(step, torch.float32)
         expected = layer(*eager)
-        actual = torch.compile(layer, fullgraph=True, backend="aot_eager")(*compiled)
+        actual = torch.compile(layer, fullgraph=True, backend=backend)(*compiled)
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
         torch.testing.assert_close(compiled[3], eager[3], rtol=0, atol=0, equal_nan=True)
 
