@@ -52,6 +52,11 @@ const Named* of_ml_dtypes(nb::handle object) {
   return nullptr;
 }
 
+// JAX's arrays never change, but the DLPack that they give does not say so.
+bool is_of_jax(nb::handle object) {
+  return nb::cast<std::string>(object.type().attr("__module__")).starts_with("jax");
+}
+
 [[noreturn]] void fail_type(const std::string& message) {
   throw nb::type_error(message.c_str());
 }
@@ -119,7 +124,7 @@ Array import_array(nb::handle object, const char* name, Access access) {
     fail_type(std::string(name) + ": an array on another device: expected one in memory of the CPU");
   }
   nb::ndarray<> writable;
-  array.writable = access == Access::kWrite && nb::try_cast(bits, writable, false);
+  array.writable = access == Access::kWrite && !is_of_jax(object) && nb::try_cast(bits, writable, false);
   if (access == Access::kWrite && !array.writable) {
     fail_value(std::string(name) + ": a read-only array: expected one that can be written");
   }

@@ -69,6 +69,12 @@ def test_jax_arrays(rng: np.random.Generator, dtype: Any) -> None:
     out = planned(step, cache).run(jnp.asarray(step.q), jnp.asarray(step.k_new), jnp.asarray(step.v_new), cache)
     again = pagemill.Cache(*filled_rows(step, dtype))
     np.testing.assert_array_equal(out.astype(F32), run(step, again).astype(F32))
+    with pytest.raises(ValueError, match="out: a read-only array"):
+        planned(step, cache).run(step.q, step.k_new, step.v_new, cache, out=jnp.asarray(step.q))
+    of_jax = pagemill.Cache(jnp.asarray(cache.k), jnp.asarray(cache.v))
+    with pytest.raises(ValueError, match="cache: read-only arrays"):
+        run(step, of_jax)
+    np.testing.assert_array_equal(planned(step, of_jax, write_cache=False).attend(step.q, of_jax), out)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, np.float16])
