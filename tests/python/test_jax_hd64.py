@@ -10,9 +10,17 @@ from tpu_calls import MIXED, expect_equal, random_call
 BF16, F32 = jnp.bfloat16, jnp.float32
 
 
-@pytest.mark.parametrize("heads", [(4, 4, 64), (8, 4, 64), (12, 3, 64), (64, 8, 64)])
-@pytest.mark.parametrize("options", [{}, {"sliding_window": 5}, {"soft_cap": 3.0}, {"k_scale": 1.7, "v_scale": 0.6}])
-@pytest.mark.parametrize("with_sink", [False, True])
+@pytest.mark.parametrize("heads", [(4, 4, 64), (12, 3, 64), (64, 8, 64)])
+@pytest.mark.parametrize(
+    ("options", "with_sink"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"sliding_window": 5}, True),
+        ({"soft_cap": 3.0}, False),
+        ({"k_scale": 1.7, "v_scale": 0.6}, True),
+    ],
+)
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_hd64(
     rng: np.random.Generator, heads: tuple[int, int, int], options: dict[str, Any], with_sink: bool, dtype: Any
