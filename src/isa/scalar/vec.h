@@ -28,7 +28,13 @@ struct ScalarVec {
   static PM_INLINE F sub(F a, F b) { return a - b; }
   static PM_INLINE F mul(F a, F b) { return a * b; }
   static PM_INLINE F div(F a, F b) { return a / b; }
-  static PM_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  static PM_INLINE F fma(F a, F b, F c) {
+#ifdef __FP_FAST_FMAF
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
   static PM_INLINE F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
   static PM_INLINE F abs(F x) { return std::fabs(x); }
   static PM_INLINE F iota() { return 0; }
