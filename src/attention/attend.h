@@ -13,18 +13,19 @@ namespace pagemill {
 template <class Isa, class Verbs, Mma kMma, int kD>
 class Attend {
  public:
-  static void run(const Step& step, const Item& item, const Item* next, std::byte* base,
-                  int32_t scratch_rows) {
-    Attend task(step, item, base, scratch_rows);
+  static const Item* run(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base,
+                         int32_t scratch_rows) {
+    Attend task(step, item, queue, base, scratch_rows);
     if (item.stores && step.fuse) {
       for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
         store_tokens<Isa>(step, task.seq_, head, 0, task.seq_.q_len, task.scratch_.raw);
       }
     }
     task.pack_queries();
-    task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, Fetch::kAhead, next);
+    task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, Fetch::kAhead);
     if (item.token_end - item.token_begin > 1 && !task.finite()) task.compute_each_token();
     task.finish();
+    return task.next();
   }
 
  private:
@@ -34,9 +35,10 @@ class Attend {
 
   enum class Fetch { kAhead, kNone };
 
-  Attend(const Step& step, const Item& item, std::byte* base, int32_t scratch_rows)
+  Attend(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base, int32_t scratch_rows)
       : step_(step),
         item_(item),
+        queue_(queue),
         seq_(step.sequences[item.seq]),
         dim_(kD ? kD : step.head_dim),
         ldo_(padded_dim(dim_)),
@@ -44,6 +46,12 @@ class Attend {
         rows_(head_rows_ * (item.kv_head_end - item.kv_head_begin)),
         verbs_(head_rows_, dim_) {
     scratch_layout(base, scratch_rows, dim_, step.batch_invariant, scratch_);
+  }
+
+  const Item* next() {
+    if (!took_next_) next_ = queue_.take();
+    took_next_ = true;
+    return next_;
   }
 
   // Rows of the scratch memory: KV head, then query token, then query head of the group.
@@ -78,8 +86,7 @@ class Attend {
   }
 
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
-  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch,
-               const Item* next) {
+  void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
     const auto heads = [&](auto f) PM_INLINE_LAMBDA { for_heads(token_begin, token_end, f); };
     const int32_t block_keys =
         item_.kv_head_end - item_.kv_head_begin > 1 ? shared_block_keys(step_.batch_invariant) : kBlockKeys;
@@ -97,10 +104,10 @@ class Attend {
       if (fetch == Fetch::kAhead) {
         if (end < key_end) {
           fetch_ahead(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
-        } else if (next) {
-          const int32_t first_end = next->key_begin / block_keys * block_keys + block_keys;
-          fetch_ahead(step_.sequences[next->seq], *next, next->key_begin,
-                      next->key_end < first_end ? next->key_end : first_end, ahead);
+        } else if (const Item* after = next()) {
+          const int32_t first_end = after->key_begin / block_keys * block_keys + block_keys;
+          fetch_ahead(step_.sequences[after->seq], *after, after->key_begin,
+                      after->key_end < first_end ? after->key_end : first_end, ahead);
         }
       }
       heads([&](int row_begin, int row_end) {
@@ -302,7 +309,7 @@ class Attend {
       Range seen = visible_keys(seq_, step_.window, token);
       if (seen.begin < item_.key_begin) seen.begin = item_.key_begin;
       if (seen.end > item_.key_end) seen.end = item_.key_end;
-      compute(token, token + 1, seen.begin, seen.end, Fetch::kNone, nullptr);
+      compute(token, token + 1, seen.begin, seen.end, Fetch::kNone);
     }
   }
 
@@ -359,6 +366,9 @@ class Attend {
 
   const Step& step_;
   const Item& item_;
+  const ItemQueue& queue_;
+  const Item* next_ = nullptr;
+  bool took_next_ = false;
   const Sequence& seq_;
   const int dim_, ldo_, head_rows_, rows_;  // head_rows_: of one KV head
   const Verbs verbs_;

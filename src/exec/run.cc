@@ -15,10 +15,8 @@ struct Run {
   Parts which;
   std::byte* workspace;
 
-  std::atomic<size_t>& next_item() const { return *reinterpret_cast<std::atomic<size_t>*>(workspace); }
-  const Item* take() const {
-    const size_t i = next_item().fetch_add(1, std::memory_order_relaxed);
-    return i < plan.items.size() ? &plan.items[i] : nullptr;
+  ItemQueue queue() const {
+    return {plan.items.data(), plan.items.size(), *reinterpret_cast<std::atomic<size_t>*>(workspace)};
   }
   std::byte* scratch(int32_t part) const {
     return workspace + plan.workspace.scratch + plan.workspace.scratch_stride * static_cast<size_t>(part);
@@ -61,12 +59,9 @@ struct Run {
   // Takes items until none is left.
   void attend_share(int32_t part) const {
     std::byte* base = scratch(part);
-    const Item* item = take();
-    while (item) {
-      const Item* next = take();
-      plan.selection.kernel->attend(step, *item, next, base, plan.scratch_rows);
-      item = next;
-    }
+    const ItemQueue items = queue();
+    const Item* item = items.take();
+    while (item) item = plan.selection.kernel->attend(step, *item, items, base, plan.scratch_rows);
   }
 };
 
