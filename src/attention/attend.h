@@ -89,7 +89,9 @@ class Attend {
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
     const auto heads = [&](auto f) PM_INLINE_LAMBDA { for_heads(token_begin, token_end, f); };
     const int32_t block_keys =
-        item_.kv_head_end - item_.kv_head_begin > 1 ? shared_block_keys(step_.batch_invariant) : kBlockKeys;
+        item_.kv_head_end - item_.kv_head_begin > 1
+            ? shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant)
+            : kBlockKeys;
     heads([&](int row_begin, int row_end) { clear(row_begin, row_end); });
     bool folded = false;
     int32_t begin = key_begin;
@@ -111,11 +113,16 @@ class Attend {
         }
       }
       heads([&](int row_begin, int row_end) {
-        Block keys;
-        Stager<Isa>(step_, seq_, kv_head_of(row_begin), scratch_).load(block, begin, end, keys, ahead);
-        verbs_.arrange(keys.k, keys.v, (begin - block) / kGroupKeys,
+        const Stager<Isa> stager(step_, seq_, kv_head_of(row_begin), scratch_);
+        if (!Verbs::kOverlaps && row_end - row_begin <= Isa::kTileRows) {
+          attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
+          return;
+        }
+        Block places;
+        stager.load(block, begin, end, scratch_.v, places, ahead);
+        verbs_.arrange(places.k, places.v, (begin - block) / kGroupKeys,
                        (end - block + kGroupKeys - 1) / kGroupKeys, dim_, scratch_.v);
-        attend_block(block, begin, end, row_begin, row_end, keys, ahead);
+        attend_block(block, begin, end, row_begin, row_end, places, ahead);
       });
       begin = end;
     }
@@ -141,6 +148,37 @@ class Attend {
     int32_t block, begin, end;  // keys
     const Block& places;
   };
+
+  // A single tile of rows: done with the block's keys before it turns to the values, which are packed in
+  // their place. Both would not fit the first-level cache.
+  void attend_tile(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,
+                   const Stager<Isa>& stager, Ahead& ahead) {
+    Block places;
+    const KeyBlock keys{block, begin, end, places};
+    const RowTile tile = row_tile(keys, row_begin, row_end, 0);
+    if (tile.groups == 0) return;
+    if constexpr (Verbs::kFromRows > 0) {
+      if (step_.cache.layout != PM_TILES && tile.rows <= Verbs::kFromRows &&
+          dim_ % Verbs::kFromRowsDims == 0) {
+        BlockRows rows;
+        stager.list_rows(block, begin, end, rows);
+        const int64_t row = tile.row, key = tile.first * kGroupKeys;
+        verbs_.template scores_from_rows<kD>(scratch_.q + row * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
+                                             tile.rows, rows.k + key, tile.groups, dim_, tile.s, ahead);
+        weigh(keys, tile, 0, tile.rows);
+        verbs_.template accumulate_from_rows<kD>(reinterpret_cast<std::byte*>(tile.p), tile.rows,
+                                                 rows.v + key, tile.groups, dim_, scratch_.o + row * ldo_,
+                                                 ahead);
+        return;
+      }
+    }
+    stager.load_keys(block, begin, end, places, ahead);
+    Ahead* prefetch = ahead.num_chunks > 0 ? &ahead : nullptr;
+    scores(keys, tile, prefetch);
+    weigh(keys, tile, 0, tile.rows);
+    stager.load_values(block, begin, end, scratch_.k, places, ahead);
+    accumulate(keys, tile, prefetch);
+  }
 
   void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,
                     const Block& places, Ahead& ahead) {

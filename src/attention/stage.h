@@ -13,6 +13,11 @@ struct Block {
   const std::byte* k[kBlockGroups];
   const std::byte* v[kBlockGroups];
 };
+// The same as rows, one for each key.
+struct BlockRows {
+  const std::byte* k[kBlockKeys];
+  const std::byte* v[kBlockKeys];
+};
 
 // Where key `key` of the sequence lies for one KV head (its group, for PM_TILES: key a multiple of 16).
 struct KeyPlace {
@@ -181,21 +186,50 @@ class Stager {
   Stager(const Step& step, const Sequence& seq, int32_t kv_head, const Scratch& scratch)
       : step_(step), seq_(seq), kv_head_(kv_head), scratch_(scratch) {}
 
-  // Groups of the block at `block` that hold keys of [begin, end), which lies inside the block.
-  PM_INLINE void load(int32_t block, int32_t begin, int32_t end, Block& out, Ahead& ahead) const {
-    for (int32_t g = (begin - block) / kGroupKeys; g * kGroupKeys < end - block; ++g) {
-      const int32_t key = block + g * kGroupKeys;
-      const int first = begin > key ? begin - key : 0;
-      const int last = end - key < kGroupKeys ? end - key : kGroupKeys;
+  // The rows of the groups that hold keys of [begin, end), for layouts other than PM_TILES; zeros for other
+  // keys.
+  PM_NOINLINE void list_rows(int32_t block, int32_t begin, int32_t end, BlockRows& out) const {
+    for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
+      rows_of(key, first, last, out.k + g * kGroupKeys, out.v + g * kGroupKeys);
+    });
+  }
+
+  // Groups of the block at `block` that hold keys of [begin, end), which lies inside the block. Rows are
+  // packed: K into the scratch memory's k, V into `v`.
+  PM_INLINE void load(int32_t block, int32_t begin, int32_t end, std::byte* v, Block& out,
+                      Ahead& ahead) const {
+    load_keys(block, begin, end, out, ahead);
+    load_values(block, begin, end, v, out, ahead);
+  }
+  // As load, in two parts: k alone, unless it takes no more to load v too; then what of v is left.
+  PM_INLINE void load_keys(int32_t block, int32_t begin, int32_t end, Block& out, Ahead& ahead) const {
+    for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
       if (step_.cache.layout == PM_TILES) {
         tile(key, first, last, g, out);
       } else {
-        pack_rows(key, first, last, g, out, ahead);
+        pack_keys_of(key, first, last, scratch_.k + g * group_bytes_, ahead);
+        out.k[g] = scratch_.k + g * group_bytes_;
       }
-    }
+    });
+  }
+  PM_INLINE void load_values(int32_t block, int32_t begin, int32_t end, std::byte* v, Block& out,
+                             Ahead& ahead) const {
+    if (step_.cache.layout == PM_TILES) return;
+    for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
+      pack_values_of(key, first, last, v + g * group_bytes_, ahead);
+      out.v[g] = v + g * group_bytes_;
+    });
   }
 
  private:
+  template <class F>
+  PM_INLINE void for_groups(int32_t block, int32_t begin, int32_t end, F f) const {
+    for (int32_t g = (begin - block) / kGroupKeys; g * kGroupKeys < end - block; ++g) {
+      const int32_t key = block + g * kGroupKeys;
+      f(key, begin > key ? begin - key : 0, end - key < kGroupKeys ? end - key : kGroupKeys, g);
+    }
+  }
+
   PM_INLINE void tile(int32_t key, int first, int last, int32_t g, Block& out) const {
     KeyPlace place = place_of(step_, seq_, kv_head_, key);
     if (first != 0 || last != kGroupKeys) {
@@ -208,23 +242,26 @@ class Stager {
     out.v[g] = place.v;
   }
 
-  PM_NOINLINE void pack_rows(int32_t key, int first, int last, int32_t g, Block& out, Ahead& ahead) const {
+  // The rows of a group; zeros for those outside [first, last).
+  PM_INLINE void rows_of(int32_t key, int first, int last, const std::byte** k, const std::byte** v) const {
     alignas(64) static constexpr float kZeros[kMaxHeadDim] = {};
-    const std::byte* k_rows[kGroupKeys];
-    const std::byte* v_rows[kGroupKeys];
-    RowWalk walk(step_, seq_, kv_head_, key + first);
     const auto* zeros = reinterpret_cast<const std::byte*>(kZeros);
+    RowWalk walk(step_, seq_, kv_head_, key + first);
     for (int t = 0; t < kGroupKeys; ++t) {
       const KeyPlace place = t >= first && t < last ? walk.next() : KeyPlace{zeros, zeros};
-      k_rows[t] = place.k;
-      v_rows[t] = place.v;
+      k[t] = place.k;
+      v[t] = place.v;
     }
-    std::byte* k = scratch_.k + g * group_bytes_;
-    std::byte* v = scratch_.v + g * group_bytes_;
-    pack_keys<Isa>(k_rows, step_.head_dim, element_, k, &ahead);
-    pack_values<Isa>(v_rows, step_.head_dim, element_, v, &ahead);
-    out.k[g] = k;
-    out.v[g] = v;
+  }
+  PM_NOINLINE void pack_keys_of(int32_t key, int first, int last, std::byte* dst, Ahead& ahead) const {
+    const std::byte *k[kGroupKeys], *v[kGroupKeys];
+    rows_of(key, first, last, k, v);
+    pack_keys<Isa>(k, step_.head_dim, element_, dst, &ahead);
+  }
+  PM_NOINLINE void pack_values_of(int32_t key, int first, int last, std::byte* dst, Ahead& ahead) const {
+    const std::byte *k[kGroupKeys], *v[kGroupKeys];
+    rows_of(key, first, last, k, v);
+    pack_values<Isa>(v, step_.head_dim, element_, dst, &ahead);
   }
 
   const Step& step_;

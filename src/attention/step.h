@@ -156,15 +156,16 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
 // neighbours in memory, and one core reads pieces of 64 KiB in random order at 24.6 GB/s but pieces of 8 KiB,
 // those of one head, at 20.5 (Zen 4, 28 in sequence). Their blocks are shorter, so that what is read and what
 // is fetched ahead fit the second-level cache together.
-constexpr int kSharedBlockKeys = 64;
 constexpr int kSharedBlockBytes = 256 * 1024;
 constexpr int kSharedRows = 256;  // of all heads together
-inline int shared_block_keys(bool invariant) {
-  return invariant ? kBlockKeys : kSharedBlockKeys;
+inline int shared_block_keys(pm_layout layout, int page_size, bool invariant) {
+  if (invariant) return kBlockKeys;
+  if (layout == PM_TILES) return 64;
+  return page_size < kGroupKeys ? 32 : 16;  // MBU 0.77 with pages of 16, and 0.70 with 32 keys, 0.66 with 64
 }
-inline int heads_together(int rows, int num_kv_heads, int head_dim, int64_t element, bool invariant) {
+inline int heads_together(int rows, int num_kv_heads, int head_dim, int64_t element, int block_keys) {
   if (rows > kMaxTileRows) return 1;
-  const int64_t bytes = 2 * shared_block_keys(invariant) * head_dim * element;
+  const int64_t bytes = 2 * block_keys * head_dim * element;
   const int64_t most =
       kSharedBlockBytes / bytes < kSharedRows / rows ? kSharedBlockBytes / bytes : kSharedRows / rows;
   return most < 1 ? 1 : most < num_kv_heads ? static_cast<int>(most) : num_kv_heads;

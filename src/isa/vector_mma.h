@@ -89,6 +89,7 @@ struct VectorMma {
         g += kAtOnce;
       };
       while (groups - g >= Isa::kGroups) block(std::integral_constant<int, Isa::kGroups>{});
+      if (Isa::kGroups > 2 && groups - g >= 2) block(std::integral_constant<int, 2>{});
       while (Isa::kGroups > 1 && g < groups) block(std::integral_constant<int, 1>{});
       done += R;
     });
@@ -120,6 +121,80 @@ struct VectorMma {
         float* to = s + r * kBlockKeys + i * Isa::kLanes;
         Isa::store(to, begin == 0 ? acc[r][i] : Isa::add(Isa::load(to), acc[r][i]));
       }
+    }
+  }
+
+  // As scores and accumulate, from K and V as they lie in rows, one pointer for each key: for so few rows of
+  // queries that packing costs more than it spares. kFromRows: the most rows that take this way; dims come 32
+  // at a time.
+  static constexpr int kFromRows = kMma == Mma::kBf16 ? Isa::kRows : 0;
+  static constexpr int kFromRowsDims = 32;
+
+  template <int kD>
+  static PM_INLINE void scores_from_rows(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k,
+                                         int groups, int head_dim, float* s, Ahead& ahead) {
+    for_blocks<kFromRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      for (int g = 0; g < groups; ++g) {
+        group_scores<kD, decltype(r_const)::value>(q, ldq, k + g * kGroupKeys, head_dim, s + g * kGroupKeys,
+                                                   ahead);
+      }
+    });
+  }
+
+  template <int kD, int R>
+  static PM_NOINLINE void group_scores(const std::byte* q, int64_t ldq, const std::byte* const* k,
+                                       int head_dim, float* s, Ahead& ahead) {
+    const int dim = kD ? kD : head_dim;
+    F acc[R];
+    PM_UNROLL for (int r = 0; r < R; ++r) acc[r] = Isa::zero();
+    for (int at = 0; at < dim * kRowBytes; at += 16) {
+      ahead.step<4>();
+      typename Isa::B quads[4];
+      Isa::transpose_quad(k, at, quads);
+      PM_UNROLL for (int j = 0; j < 4; ++j) {
+        PM_UNROLL for (int r = 0; r < R; ++r) {
+          acc[r] = Isa::dot(acc[r], Isa::broadcast_pair(q + r * ldq + at + 4 * j), quads[j]);
+        }
+      }
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) Isa::store(s + r * kBlockKeys, acc[r]);
+  }
+
+  template <int kD>
+  static PM_INLINE void accumulate_from_rows(const std::byte* p, int rows, const std::byte* const* v,
+                                             int groups, int head_dim, float* o, Ahead& ahead) {
+    const int dim = kD ? kD : head_dim, ldo = padded_dim(dim);
+    for_blocks<kFromRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r_const)::value;
+      int d = 0;
+      for (; d + 64 <= dim; d += 64) dims_from_rows<R, 2>(p, v, groups, d, o + d, ldo, ahead);
+      if (d < dim) dims_from_rows<R, 1>(p, v, groups, d, o + d, ldo, ahead);
+    });
+  }
+
+  // Dims [d, d + 32 n).
+  template <int R, int n>
+  static PM_NOINLINE void dims_from_rows(const std::byte* p, const std::byte* const* v, int groups, int d,
+                                         float* o, int ldo, Ahead& ahead) {
+    constexpr int N = 2 * n;
+    F acc[R][N];
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      acc[r][i] = Isa::load(o + r * ldo + i * Isa::kLanes);
+    }
+    for (int t = 0; t < groups * kGroupKeys; t += 2) {
+      ahead.step<N>();
+      typename Isa::B pairs[N];
+      PM_UNROLL for (int i = 0; i < N; i += 2) {
+        const int64_t offset = (d + i * Isa::kLanes) * kRowBytes;
+        Isa::load_interleaved(v[t] + offset, v[t + 1] + offset, pairs[i], pairs[i + 1]);
+      }
+      PM_UNROLL for (int r = 0; r < R; ++r) {
+        const auto weights = Isa::broadcast_pair(p + (r * kBlockKeys + t) * kRowBytes);
+        PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::dot(acc[r][i], weights, pairs[i]);
+      }
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      Isa::store(o + r * ldo + i * Isa::kLanes, acc[r][i]);
     }
   }
 

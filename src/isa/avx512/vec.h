@@ -128,12 +128,16 @@ struct Avx512 {
     }
   }
 
-  // dst[d] = low[d] | high[d] << 16 for d < n.
-  static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
-    alignas(64) static constexpr uint16_t kFirst[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+  // Of elements 0 to 15 of two vectors.
+  static PM_INLINE __m512i interleaving() {
+    alignas(64) static constexpr uint16_t kIndex[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                         37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                         11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i first_half = _mm512_load_si512(kFirst);
+    return _mm512_load_si512(kIndex);
+  }
+  // dst[d] = low[d] | high[d] << 16 for d < n.
+  static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
+    const __m512i first_half = interleaving();
     const __m512i second_half = _mm512_add_epi16(first_half, _mm512_set1_epi16(16));
     int d = 0;
     for (; d + 32 <= n; d += 32) {
