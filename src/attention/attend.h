@@ -114,9 +114,11 @@ class Attend {
       }
       heads([&](int row_begin, int row_end) {
         const Stager<Isa> stager(step_, seq_, kv_head_of(row_begin), scratch_);
-        if (!Verbs::kOverlaps && row_end - row_begin <= Isa::kTileRows) {
-          attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
-          return;
+        if constexpr (!Verbs::kOverlaps) {
+          if (row_end - row_begin <= Isa::kTileRows) {
+            attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
+            return;
+          }
         }
         Block places;
         stager.load(block, begin, end, scratch_.v, places, ahead);
