@@ -35,6 +35,7 @@ class Forward {
 
   // Logits [R, vocabulary] of the step's logit_rows; valid until the next run.
   const float* run(const Step& step);
+  HugeBuffer& cache() { return cache_; }  // [layers, pages, K, 2, P * D]; for benchmarks
   // What was measured, nothing else.
   const Stats& stats() const { return stats_; }
 
@@ -80,7 +81,7 @@ class Forward {
   std::vector<Plan> plans_;   // one for each window
   std::vector<int> windows_;  // tokens; 0 = all
   Workspace workspace_;
-  HugeBuffer cache_;  // [layers, pages, K, 2, P * D]
+  HugeBuffer cache_;
   std::vector<Layer> layers_;
   const Step* step_ = nullptr;  // the one that runs
   std::atomic<int> failed_ = 0;

@@ -75,6 +75,23 @@ TEST_P(EngineArchitectures, LogitsAreThoseOfLibllama) {
 INSTANTIATE_TEST_SUITE_P(All, EngineArchitectures, testing::ValuesIn(kModels),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// Narrower caches round keys and values; bf16 rounds queries too. One that did neither would agree far
+// better.
+TEST(EngineArchitectures, NarrowCachesCostTheirRounding) {
+  const TemporaryFile file("narrow.gguf");
+  write_model({}, file.path());
+  const Weights weights(file.path());
+  const std::vector<int32_t> prompt = random_tokens(100, 4);
+  const Logits expected = libllama_logits(file.path(), prompt, 0);
+  Options options = small_options();
+  for (const auto& [dtype, step] : {std::pair{PM_F16, 0x1p-11}, std::pair{PM_BF16, 0x1p-8}}) {
+    options.cache_dtype = dtype;
+    const double error = relative_error(our_logits(weights, options, {prompt}, {0})[0], expected);
+    EXPECT_LT(error, 20 * step) << "dtype " << dtype;
+    EXPECT_GT(error, step / 20) << "dtype " << dtype;
+  }
+}
+
 TEST(EngineArchitectures, AnotherIsRefusedByName) {
   const TemporaryFile file("other.gguf");
   write_model(with("mamba", [](RandomModel&) {}), file.path());

