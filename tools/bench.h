@@ -38,6 +38,7 @@ struct BenchResult {
 BenchResult run_bench(const BenchSpec& spec, const BenchLength& length);
 
 void add_bench_plan(CLI::App& bench);  // bench plan
+void add_bench_pool(CLI::App& bench);  // bench pool
 
 }  // namespace pagemill
 

@@ -135,6 +135,7 @@ void add_bench(CLI::App& app) {
            kWholePrompt);
   add_case(*bench, "mixed", "Decodes (14 x 4096) and one chunk of a prompt (512 of 2048)", 14, 4096, 512);
   add_bench_plan(*bench);
+  add_bench_pool(*bench);
 }
 
 }  // namespace pagemill
