@@ -77,6 +77,7 @@ time_of() {
       "\"| \\(\$work) | \\($seconds * 1e7 | round / 10) | \\(\$goal) | \`\\(\$command)\` |\"" >>"$times"
 }
 time_of 'one sequence with 16 keys, planned' 10 .seconds decode --batch 1 --context 16
+time_of 'a pool woken after 200 us' 30 .seconds pool --idle-us 200
 time_of 'a pool woken after 2 ms' 30 .seconds pool
 time_of 'planning 256 sequences for 192 threads' 50 .seconds plan --threads 192
 time_of 'planning 4096 sequences for 192 threads' 1000 .seconds plan --batch 4096 --threads 192
