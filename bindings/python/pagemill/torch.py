@@ -13,6 +13,7 @@ and run on the OpenMP threads of ATen, as many as torch.get_num_threads(). They 
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,51 @@ class _Plans:
 
 
 _plans = _Plans()
+_library = torch.library.Library("pagemill", "DEF")
 
 
-@torch.library.custom_op("pagemill::attention", mutates_args=("k_cache", "v_cache"), device_types="cpu")
+def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function the CPU's kernel of the operator with this schema."""
+
+    def define(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = _library.define(schema)
+        operator = getattr(torch.ops.pagemill, name).default
+
+        def without_gradient(*arguments: Any, **options: Any) -> Any:
+            if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in arguments):
+                raise NotImplementedError(
+                    f"torch.ops.pagemill.{name} has no gradient: expected torch.no_grad() or tensors that need none"
+                )
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments, **options)
+
+        _library.impl(name, function, "CPU")
+        _library.impl(name, without_gradient, "Autograd")
+        torch.library.register_fake(f"pagemill::{name}", fake, lib=_library)
+        return function
+
+    return define
+
+
+def _fake_attention(q: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _fake_store(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _fake_merge(a: torch.Tensor, lse_a: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(a), torch.empty_like(lse_a)
+
+
+@_operator(
+    "attention(Tensor q, Tensor? k_new, Tensor? v_new, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor query_start, "
+    "Tensor kv_len, Tensor page_table, Tensor? sinks=None, Tensor? alibi_slopes=None, *, str layout='rows', "
+    "bool causal=True, int window_left=-1, int window_right=-1, bool write_cache=True, float? scale=None, "
+    "float soft_cap=0.0, float q_scale=1.0, float k_scale=1.0, float v_scale=1.0) -> (Tensor, Tensor)",
+    _fake_attention,
+)
 def attention(
     q: torch.Tensor,
     k_new: torch.Tensor | None,
@@ -130,12 +173,11 @@ def attention(
     return out, lse
 
 
-@attention.register_fake
-def _(q: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
-
-
-@torch.library.custom_op("pagemill::store", mutates_args=("k_cache", "v_cache"), device_types="cpu")
+@_operator(
+    "store(Tensor k_new, Tensor v_new, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor query_start, Tensor kv_len, "
+    "Tensor page_table, *, str layout='rows', float k_scale=1.0, float v_scale=1.0) -> ()",
+    _fake_store,
+)
 def store(
     k_new: torch.Tensor,
     v_new: torch.Tensor,
@@ -163,22 +205,12 @@ def store(
     plan.store(k_new, v_new, cache, k_scale=k_scale, v_scale=v_scale)
 
 
-@store.register_fake
-def _(*_: Any, **__: Any) -> None:
-    return None
-
-
-@torch.library.custom_op("pagemill::merge", mutates_args=(), device_types="cpu")
+@_operator("merge(Tensor a, Tensor lse_a, Tensor b, Tensor lse_b) -> (Tensor, Tensor)", _fake_merge)
 def merge(
     a: torch.Tensor, lse_a: torch.Tensor, b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `pagemill.merge`: a, b [..., D]; lse_a, lse_b f32 [...]; all contiguous."""
     return partial.merge(a, lse_a, b, lse_b, out=torch.empty_like(a), out_lse=torch.empty_like(lse_a))
-
-
-@merge.register_fake
-def _(a: torch.Tensor, lse_a: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(a), torch.empty_like(lse_a)
 
 
 @dataclass(frozen=True)
