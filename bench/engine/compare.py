@@ -14,7 +14,11 @@ import statistics
 import subprocess
 
 CASES = {
-    "decode-16x4096": (("decode", 16, 4096, 16), ("-npp", 4096, "-ntg", 16, "-npl", 16, "-pps", "-c", 16 * 4352), "speed_tg"),
+    "decode-16x4096": (
+        ("decode", 16, 4096, 16),
+        ("-npp", 4096, "-ntg", 16, "-npl", 16, "-pps", "-c", 16 * 4352),
+        "speed_tg",
+    ),
     "prefill-8x2048": (("prefill", 8, 2048), ("-npp", 2048, "-ntg", 1, "-npl", 8, "-c", 8 * 2304), "speed_pp"),
     "decode-1x0": (("decode", 1, 1, 128), ("-npp", 1, "-ntg", 128, "-npl", 1, "-c", 256), "speed_tg"),
 }
@@ -27,8 +31,12 @@ def ours(program, model, threads, words):
 
 
 def theirs(program, model, threads, words, key):
-    done = subprocess.run([program, "-m", model, "-t", str(threads), "-tb", str(threads), "--output-format", "jsonl",
-                           *map(str, words)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [program, "-m", model, "-t", str(threads), "-tb", str(threads), "--output-format", "jsonl", *map(str, words)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return lines[-1][key]
 
