@@ -205,15 +205,23 @@ RC_GTEST_PROP(PlanAtScale, SimulatesAsThePlainLoop, ()) {
   RC_ASSERT(std::abs(ns - plain) <= 1e-4 * plain);
   RC_ASSERT(simulation.run(plan, false, plan.parts, ns * 1.001) == ns);
   RC_ASSERT(std::isinf(simulation.run(plan, false, plan.parts, ns * 0.999)));
-  // One item for all heads says the same.
+  // One item for all heads says the same as each of its heads in turn.
   Work repeated;
   repeated.merges = plan.merges;
+  std::vector<Item> each;
   for (size_t i = 0; i < plan.items.size(); ++i) {
-    if (plan.items[i].kv_head_begin != 0) continue;
-    repeated.items.push_back(plan.items[i]);
+    Item item = plan.items[i];
+    if (item.kv_head_begin != 0) continue;
+    repeated.items.push_back(item);
     repeated.costs.push_back(plan.costs[i]);
+    const int32_t together = item.kv_head_end;
+    for (; item.kv_head_begin < config.num_kv_heads; item.kv_head_begin += together) {
+      item.kv_head_end = std::min(item.kv_head_begin + together, config.num_kv_heads);
+      each.push_back(item);
+    }
   }
-  RC_ASSERT(std::abs(simulation.run(repeated, true, plan.parts) - ns) <= 1e-4 * ns);
+  const double in_turn = plain_simulation(plan, each, plan.merges, plan.parts);
+  RC_ASSERT(std::abs(simulation.run(repeated, true, plan.parts) - in_turn) <= 1e-4 * in_turn);
 }
 
 // Splitting pays or is left alone: a run that is not within 3% of an even share, where the planner searches

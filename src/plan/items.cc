@@ -247,15 +247,55 @@ class ItemBuilder {
     plan_.items.clear();
     plan_.costs.clear();
     plan_.merges = best.merges;
+    if (best.merges.empty() && best.items.size() > plan_.sequences.size() && list_by_head()) return;
+    plan_.items.clear();
+    plan_.costs.clear();
+    for (size_t i = 0; i < best.items.size(); ++i) list(i, 0, config_.num_kv_heads);
+  }
+
+  // The tiles of one sequence and head one after the other, which find the keys and values in a core's cache;
+  // the sequence with the longest tile first. False if that could leave a thread without work too early.
+  bool list_by_head() {
+    const Work& best = scratch_.best;
+    std::vector<int32_t>&first = scratch_.first_of_seq, &next = scratch_.next_of_seq,
+    &last = scratch_.last_of_seq;
+    first.assign(plan_.sequences.size(), -1);
+    last.assign(plan_.sequences.size(), -1);
+    next.assign(best.items.size(), -1);
     for (size_t i = 0; i < best.items.size(); ++i) {
-      Item item = best.items[i];
-      const int32_t together = heads(item);
-      for (int32_t head = 0; head < config_.num_kv_heads; head += together) {
-        item.kv_head_begin = head;
-        item.kv_head_end = std::min(head + together, config_.num_kv_heads);
-        plan_.items.push_back(item);
-        plan_.costs.push_back(best.costs[i] * static_cast<float>(heads(item)) / static_cast<float>(together));
+      const auto seq = static_cast<size_t>(best.items[i].seq);
+      (first[seq] < 0 ? first[seq] : next[static_cast<size_t>(last[seq])]) = static_cast<int32_t>(i);
+      last[seq] = static_cast<int32_t>(i);
+    }
+    for (size_t i = 0; i < best.items.size(); ++i) {
+      const auto seq = static_cast<size_t>(best.items[i].seq);
+      if (first[seq] != static_cast<int32_t>(i)) continue;
+      for (int32_t head = 0; head < config_.num_kv_heads; ++head) {
+        for (int32_t j = first[seq]; j >= 0; j = next[static_cast<size_t>(j)]) {
+          const int32_t together = heads(best.items[static_cast<size_t>(j)]);
+          if (head % together == 0)
+            list(static_cast<size_t>(j), head, std::min(head + together, config_.num_kv_heads));
+        }
       }
+    }
+    double before = 0, latest = 0;
+    for (const float cost : plan_.costs) {
+      latest = std::max(latest, before / config_.threads + static_cast<double>(cost));
+      before += static_cast<double>(cost);
+    }
+    return latest <= plan_.unsplit_ns / config_.threads * kGoodEnough;
+  }
+
+  // Item i for KV heads [head_begin, head_end).
+  void list(size_t i, int32_t head_begin, int32_t head_end) {
+    Item item = scratch_.best.items[i];
+    const int32_t together = heads(item);
+    for (int32_t head = head_begin; head < head_end; head += together) {
+      item.kv_head_begin = head;
+      item.kv_head_end = std::min(head + together, config_.num_kv_heads);
+      plan_.items.push_back(item);
+      plan_.costs.push_back(scratch_.best.costs[i] * static_cast<float>(heads(item)) /
+                            static_cast<float>(together));
     }
   }
 

@@ -62,7 +62,8 @@ class PageWriters {
 // Working memory of the builder, kept between builds.
 struct PlanScratch {
   PageWriters writers;
-  Work uncut, tiles, cut, trial, best;  // items that stand for all KV heads
+  Work uncut, tiles, cut, trial, best;                          // items that stand for all KV heads
+  std::vector<int32_t> first_of_seq, last_of_seq, next_of_seq;  // the items of each sequence, chained
   Simulation simulation;
 };
 
