@@ -35,11 +35,6 @@ Config attention_config(const Shape& shape, const Options& options) {
   return config;
 }
 
-ggml_tensor* multiply(ggml_context* ctx, ggml_tensor* weight, ggml_tensor* x, ggml_tensor* bias) {
-  ggml_tensor* y = ggml_mul_mat(ctx, weight, x);
-  return bias ? ggml_add(ctx, y, bias) : y;
-}
-
 // Sum over the sequence's new tokens of the keys that each sees.
 double visible_pairs(int first, int count, int window) {
   double pairs = 0;
@@ -53,6 +48,7 @@ double visible_pairs(int first, int count, int window) {
 
 Forward::Forward(const Weights& weights, const Options& options)
     : weights_(weights),
+      batch_weights_(weights),
       shape_(weights.shape()),
       threads_(options.threads),
       config_(attention_config(shape_, options)),
@@ -205,12 +201,17 @@ ggml_tensor* Forward::attention(ggml_context* ctx, const LayerWeights& w, Layer&
   return multiply(ctx, w.out, out, w.out_bias);
 }
 
+ggml_tensor* Forward::multiply(ggml_context* ctx, ggml_tensor* weight, ggml_tensor* x, ggml_tensor* bias) {
+  ggml_tensor* y = ggml_mul_mat(ctx, batch_weights_.choose(weight, x->ne[1]), x);
+  return bias ? ggml_add(ctx, y, bias) : y;
+}
+
 ggml_tensor* Forward::feed_forward(ggml_context* ctx, const LayerWeights& w, ggml_tensor* x) {
-  ggml_tensor* gate = ggml_mul_mat(ctx, w.gate, x);
-  ggml_tensor* up = ggml_mul_mat(ctx, w.up, x);
+  ggml_tensor* gate = multiply(ctx, w.gate, x);
+  ggml_tensor* up = multiply(ctx, w.up, x);
   ggml_tensor* y = shape_.architecture == Architecture::kGemma3 ? ggml_geglu_split(ctx, gate, up)
                                                                 : ggml_swiglu_split(ctx, gate, up);
-  return ggml_mul_mat(ctx, w.down, y);
+  return multiply(ctx, w.down, y);
 }
 
 void Forward::store(ggml_tensor* out, int thread, int threads, void* layer) {

@@ -12,6 +12,7 @@
 #include <pagemill/engine.hpp>
 #include <vector>
 
+#include "batch_weights.h"
 #include "memory.h"
 #include "scheduler.h"
 #include "weights.h"
@@ -70,11 +71,14 @@ class Forward {
   ggml_cgraph* build(const Step& step);
   ggml_tensor* attention(ggml_context* ctx, const LayerWeights& w, Layer& layer, ggml_tensor* x);
   ggml_tensor* feed_forward(ggml_context* ctx, const LayerWeights& w, ggml_tensor* x);
+  // weight * x + bias; bias may be null.
+  ggml_tensor* multiply(ggml_context* ctx, ggml_tensor* weight, ggml_tensor* x, ggml_tensor* bias = nullptr);
   ggml_tensor* norm(ggml_context* ctx, ggml_tensor* x, ggml_tensor* weight);
   ggml_tensor* rope(ggml_context* ctx, ggml_tensor* x, bool local);
   void account(const Step& step, double attention_seconds);
 
   const Weights& weights_;
+  const BatchWeights batch_weights_;
   const Shape& shape_;
   int threads_;
   Config config_;

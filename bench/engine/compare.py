@@ -3,9 +3,10 @@
 
     compare.py ENGINE_BENCH LLAMA_BATCHED_BENCH MODEL [--threads 2] [--rounds 3] [--case NAME ...]
 
-Prints a line for each case: medians of the tokens a second, their ratio, the share of the time that attention takes. llama.cpp runs with
-its defaults (f16 cache, flash attention where it chooses it). Its decode at a depth begins from one prompt that is
-copied into a cache of its own for each sequence (-pps without a unified cache), so both read as many distinct bytes.
+Prints a line for each case: medians of the tokens a second, their ratio, the share of the time that attention takes.
+llama.cpp runs with its defaults (f16 cache, flash attention where it chooses it). Its decode at a depth begins from one
+prompt that is copied into a cache of its own for each sequence (-pps without a unified cache), so both read as many
+distinct bytes.
 """
 
 import argparse
