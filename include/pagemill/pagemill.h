@@ -62,7 +62,14 @@ typedef enum pm_status {
   PM_OUT_OF_MEMORY = 3
 } pm_status;
 
-typedef enum pm_dtype { PM_F32 = 0, PM_BF16 = 1, PM_F16 = 2 } pm_dtype;
+typedef enum pm_dtype {
+  PM_F32 = 0,
+  PM_BF16 = 1,
+  PM_F16 = 2,
+  /* Of caches alone. A number beyond the largest, infinity too, is stored as the largest; NaN stays NaN. */
+  PM_F8E4M3 = 3, /* OCP's, as float8_e4m3fn: largest 448, no infinity */
+  PM_F8E5M2 = 4  /* largest 57344 */
+} pm_dtype;
 
 typedef enum pm_layout {
   /* With r = 4 / sizeof(element), per (page, KV head): K as [P/16][D/r][16][r], V as [P/r][D][r].
@@ -82,7 +89,7 @@ typedef struct pm_config {
   int32_t num_kv_heads; /* K */
   int32_t head_dim;     /* D, a multiple of 8 from 16 to 512 */
   int32_t v_head_dim;   /* 0 = head_dim; others are unsupported for now */
-  pm_dtype dtype;       /* of q, k_new and v_new */
+  pm_dtype dtype;       /* of q, k_new and v_new: PM_F32, PM_BF16 or PM_F16 */
   pm_dtype out_dtype;   /* dtype, or PM_F32 */
   pm_dtype cache_dtype; /* with PM_NO_CACHE: ignored */
   pm_layout layout;
@@ -143,7 +150,7 @@ typedef struct pm_args {
   float scale;    /* 0 = 1 / sqrt(D) */
   float soft_cap; /* 0 = none */
   float q_scale;  /* the true q is q_scale * q */
-  float k_scale;  /* stored = k_new / k_scale, rounded to cache_dtype; scores multiply it back */
+  float k_scale;  /* stored = k_new / k_scale, rounded to nearest even; scores multiply it back */
   float v_scale;
   const float* sinks;        /* [H] logits, or NULL */
   const float* alibi_slopes; /* [H], or NULL */
@@ -282,7 +289,8 @@ typedef struct pm_cache {
 #define PM_CACHE_INIT {sizeof(pm_cache), PM_TILES, PM_BF16, 0, 0, 0, 0, NULL, 0, 0, 0, NULL, 0, 0, 0}
 
 /* Copies n whole pages, src_pages[i] of src to dst_pages[i] of dst (NULL = 0 .. n-1), converting layout
- * and dtype. Same K, D and P. src and dst must not overlap; dst_pages must be distinct. */
+ * and dtype (to fp8 as a store does, with scale 1). Same K, D and P. src and dst must not overlap; dst_pages
+ * must be distinct. */
 PM_API pm_status pm_convert(const pm_cache* src, const int32_t* src_pages, const pm_cache* dst,
                             const int32_t* dst_pages, int64_t n);
 

@@ -4,6 +4,7 @@
 
 #include "api/validate.h"
 #include "api/versioned.h"
+#include "dispatch/cpu.h"
 
 namespace pagemill {
 namespace {
@@ -209,6 +210,7 @@ pm_status validate_args(const PlanData& plan, const pm_args* in, Parts parts, St
   step.merges = plan.merges.data();
   step.batch_invariant = c.batch_invariant != 0;
   step.fuse = c.write_cache && parts == Parts::kBoth;
+  step.vbmi = cpu_features().avx512_vbmi;
   return PM_OK;
 }
 

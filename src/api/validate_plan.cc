@@ -7,6 +7,10 @@
 namespace pagemill {
 namespace {
 
+bool is_wide(pm_dtype dtype) {
+  return dtype == PM_F32 || dtype == PM_BF16 || dtype == PM_F16;
+}
+
 pm_status expect_flag(int32_t value, const char* name) {
   if (value == 0 || value == 1) return PM_OK;
   return fail(PM_INVALID_ARGUMENT, "%s = %d: expected 0 or 1", name, value);
@@ -48,7 +52,11 @@ pm_status validate_pages(const pm_config& c) {
                 static_cast<int>(c.layout));
   }
   if (c.layout == PM_NO_CACHE) return PM_OK;
-  PM_TRY(expect_dtype(c.cache_dtype, "cache_dtype"));
+  if (!is_wide(c.cache_dtype) && !is_f8(c.cache_dtype)) {
+    return fail(PM_INVALID_ARGUMENT,
+                "cache_dtype = %d: expected PM_F32, PM_BF16, PM_F16, PM_F8E4M3 or PM_F8E5M2",
+                static_cast<int>(c.cache_dtype));
+  }
   if (c.page_size < 1) return fail(PM_INVALID_ARGUMENT, "page_size = %d: expected at least 1", c.page_size);
   if (c.page_size > 1024) return fail(PM_UNSUPPORTED, "page_size = %d: expected at most 1024", c.page_size);
   if (c.layout == PM_TILES && c.page_size % kGroupKeys != 0) {
@@ -113,7 +121,7 @@ pm_status validate_table(const pm_batch& b) {
 }  // namespace
 
 pm_status expect_dtype(pm_dtype dtype, const char* name) {
-  if (dtype == PM_F32 || dtype == PM_BF16 || dtype == PM_F16) return PM_OK;
+  if (is_wide(dtype)) return PM_OK;
   return fail(PM_INVALID_ARGUMENT, "%s = %d: expected PM_F32, PM_BF16 or PM_F16", name,
               static_cast<int>(dtype));
 }

@@ -160,17 +160,11 @@ class Attend {
     const RowTile tile = row_tile(keys, row_begin, row_end, 0);
     if (tile.groups == 0) return;
     if constexpr (Verbs::kFromRows > 0) {
-      if (step_.cache.layout != PM_TILES && tile.rows <= Verbs::kFromRows &&
-          dim_ % Verbs::kFromRowsDims == 0) {
-        BlockRows rows;
-        stager.list_rows(block, begin, end, rows);
-        const int64_t row = tile.row, key = tile.first * kGroupKeys;
-        verbs_.template scores_from_rows<kD>(scratch_.q + row * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
-                                             tile.rows, rows.k + key, tile.groups, dim_, tile.s, ahead);
-        weigh(keys, tile, 0, tile.rows);
-        verbs_.template accumulate_from_rows<kD>(reinterpret_cast<std::byte*>(tile.p), tile.rows,
-                                                 rows.v + key, tile.groups, dim_, scratch_.o + row * ldo_,
-                                                 ahead);
+      const CacheView& c = step_.cache;
+      const bool as_it_lies =
+          is_f8(c.dtype) ? step_.vbmi : c.layout != PM_TILES && dim_ % Verbs::kFromRowsDims == 0;
+      if (tile.rows <= Verbs::kFromRows && as_it_lies) {
+        attend_few(keys, tile, stager, places, ahead);
         return;
       }
     }
@@ -180,6 +174,29 @@ class Attend {
     weigh(keys, tile, 0, tile.rows);
     stager.load_values(block, begin, end, scratch_.k, places, ahead);
     accumulate(keys, tile, prefetch);
+  }
+
+  // So few rows that keys and values are multiplied as rows or as fp8.
+  void attend_few(const KeyBlock& keys, const RowTile& tile, const Stager<Isa>& stager, Block& places,
+                  Ahead& ahead) {
+    const int64_t ldq = int64_t{dim_} * kRowBytes;
+    const std::byte *q = scratch_.q + tile.row * ldq, *p = reinterpret_cast<std::byte*>(tile.p);
+    float* o = scratch_.o + int64_t{tile.row} * ldo_;
+    const pm_dtype dtype = step_.cache.dtype;
+    if (is_f8(dtype)) {
+      stager.list_f8(keys.block, keys.begin, keys.end, places, ahead);
+      verbs_.scores_from_f8(q, ldq, tile.rows, dtype, places.k + tile.first, tile.groups, dim_, tile.s,
+                            ahead);
+      weigh(keys, tile, 0, tile.rows);
+      verbs_.accumulate_from_f8(p, tile.rows, dtype, places.v + tile.first, tile.groups, dim_, o, ahead);
+      return;
+    }
+    BlockRows rows;
+    stager.list_rows(keys.block, keys.begin, keys.end, rows);
+    const int64_t key = tile.first * kGroupKeys;
+    verbs_.template scores_from_rows<kD>(q, ldq, tile.rows, rows.k + key, tile.groups, dim_, tile.s, ahead);
+    weigh(keys, tile, 0, tile.rows);
+    verbs_.template accumulate_from_rows<kD>(p, tile.rows, rows.v + key, tile.groups, dim_, o, ahead);
   }
 
   void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,

@@ -4,21 +4,30 @@
 #include <limits>
 
 #include "isa/float16.h"
+#include "isa/float8.h"
 
 namespace pagemill {
 namespace {
 
 float load_element(const std::byte* p, pm_dtype dtype) {
-  if (dtype == PM_F32) return *reinterpret_cast<const float*>(p);
-  const uint16_t bits = *reinterpret_cast<const uint16_t*>(p);
-  return dtype == PM_BF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+  const auto byte = static_cast<uint8_t>(*p);
+  switch (dtype) {
+    case PM_F32: return *reinterpret_cast<const float*>(p);
+    case PM_BF16: return bf16_to_f32(*reinterpret_cast<const uint16_t*>(p));
+    case PM_F16: return f16_to_f32(*reinterpret_cast<const uint16_t*>(p));
+    case PM_F8E4M3: return bf16_to_f32(f8_to_bf16<PM_F8E4M3>(byte));
+    case PM_F8E5M2: return bf16_to_f32(f8_to_bf16<PM_F8E5M2>(byte));
+  }
+  return 0;
 }
 
 void store_element(std::byte* p, pm_dtype dtype, float x) {
-  if (dtype == PM_F32) {
-    *reinterpret_cast<float*>(p) = x;
-  } else {
-    *reinterpret_cast<uint16_t*>(p) = dtype == PM_BF16 ? f32_to_bf16(x) : f32_to_f16(x);
+  switch (dtype) {
+    case PM_F32: *reinterpret_cast<float*>(p) = x; return;
+    case PM_BF16: *reinterpret_cast<uint16_t*>(p) = f32_to_bf16(x); return;
+    case PM_F16: *reinterpret_cast<uint16_t*>(p) = f32_to_f16(x); return;
+    case PM_F8E4M3: *p = std::byte{f32_to_f8<PM_F8E4M3>(x)}; return;
+    case PM_F8E5M2: *p = std::byte{f32_to_f8<PM_F8E5M2>(x)}; return;
   }
 }
 

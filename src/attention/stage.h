@@ -160,23 +160,33 @@ PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_
   }
 }
 
-// Copies a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no product.
+// Copies of a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no
+// product.
 template <class Isa>
-PM_NOINLINE void copy_visible(const KeyPlace& from, int head_dim, int64_t element, int begin, int end,
-                              std::byte* k, std::byte* v) {
-  const int pack = static_cast<int>(4 / element), words = head_dim / pack;
+PM_NOINLINE void copy_visible_keys(const std::byte* from, int head_dim, int64_t element, int begin, int end,
+                                   std::byte* to) {
   uint32_t mask[kGroupKeys];
   for (int t = 0; t < kGroupKeys; ++t) mask[t] = t >= begin && t < end ? ~0u : 0u;
-  const auto* src = reinterpret_cast<const uint32_t*>(from.k);
-  auto* dst = reinterpret_cast<uint32_t*>(k);
+  const auto* src = reinterpret_cast<const uint32_t*>(from);
+  auto* dst = reinterpret_cast<uint32_t*>(to);
+  const int words = head_dim * static_cast<int>(element) / 4;
   for (int i = 0; i < words; ++i) {
     for (int t = 0; t < kGroupKeys; ++t) dst[i * kGroupKeys + t] = src[i * kGroupKeys + t] & mask[t];
   }
-  src = reinterpret_cast<const uint32_t*>(from.v);
-  dst = reinterpret_cast<uint32_t*>(v);
-  for (int t = 0; t < kGroupKeys / pack; ++t) {
-    const uint32_t m = pack == 1 ? mask[t] : (mask[2 * t] & 0xffffu) | (mask[2 * t + 1] & 0xffff0000u);
-    for (int d = 0; d < head_dim; ++d) dst[t * head_dim + d] = src[t * head_dim + d] & m;
+}
+
+template <class Isa>
+PM_NOINLINE void copy_visible_values(const std::byte* from, int head_dim, int64_t element, int begin, int end,
+                                     std::byte* to) {
+  const int bits = static_cast<int>(8 * element), pack = 32 / bits;
+  const auto* src = reinterpret_cast<const uint32_t*>(from);
+  auto* dst = reinterpret_cast<uint32_t*>(to);
+  for (int t = 0; t < kGroupKeys; t += pack, src += head_dim, dst += head_dim) {
+    uint32_t mask = 0;
+    for (int i = 0; i < pack; ++i) {
+      if (t + i >= begin && t + i < end) mask |= ~0u >> (32 - bits) << (i * bits);
+    }
+    for (int d = 0; d < head_dim; ++d) dst[d] = src[d] & mask;
   }
 }
 
@@ -194,8 +204,23 @@ class Stager {
     });
   }
 
+  // Groups of fp8, as PM_TILES has them; zeros for other keys.
+  PM_NOINLINE void list_f8(int32_t block, int32_t begin, int32_t end, Block& out, Ahead& ahead) const {
+    for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
+      if (step_.cache.layout == PM_TILES) {
+        tile(key, first, last, g, out);
+        return;
+      }
+      std::byte *k = scratch_.k + g * group_bytes_, *v = scratch_.v + g * group_bytes_;
+      pack_keys_of(key, first, last, k, ahead);
+      pack_values_of(key, first, last, v, ahead);
+      out.k[g] = k;
+      out.v[g] = v;
+    });
+  }
+
   // Groups of the block at `block` that hold keys of [begin, end), which lies inside the block. Rows are
-  // packed: K into the scratch memory's k, V into `v`.
+  // packed, fp8 is widened: K into the scratch memory's k, V into `v`.
   PM_INLINE void load(int32_t block, int32_t begin, int32_t end, std::byte* v, Block& out,
                       Ahead& ahead) const {
     load_keys(block, begin, end, out, ahead);
@@ -204,20 +229,30 @@ class Stager {
   // As load, in two parts: k alone, unless it takes no more to load v too; then what of v is left.
   PM_INLINE void load_keys(int32_t block, int32_t begin, int32_t end, Block& out, Ahead& ahead) const {
     for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
-      if (step_.cache.layout == PM_TILES) {
+      if (in_place()) {
         tile(key, first, last, g, out);
+        return;
+      }
+      out.k[g] = scratch_.k + g * group_bytes_;
+      if (is_f8(step_.cache.dtype)) {
+        widen_keys<Isa>(f8_keys(key, first, last, ahead), step_.cache.dtype, step_.vbmi, step_.head_dim,
+                        scratch_.k + g * group_bytes_, ahead);
       } else {
         pack_keys_of(key, first, last, scratch_.k + g * group_bytes_, ahead);
-        out.k[g] = scratch_.k + g * group_bytes_;
       }
     });
   }
   PM_INLINE void load_values(int32_t block, int32_t begin, int32_t end, std::byte* v, Block& out,
                              Ahead& ahead) const {
-    if (step_.cache.layout == PM_TILES) return;
+    if (in_place()) return;
     for_groups(block, begin, end, [&](int32_t key, int first, int last, int32_t g) PM_INLINE_LAMBDA {
-      pack_values_of(key, first, last, v + g * group_bytes_, ahead);
       out.v[g] = v + g * group_bytes_;
+      if (is_f8(step_.cache.dtype)) {
+        widen_values<Isa>(f8_values(key, first, last, ahead), step_.cache.dtype, step_.vbmi, step_.head_dim,
+                          v + g * group_bytes_, ahead);
+      } else {
+        pack_values_of(key, first, last, v + g * group_bytes_, ahead);
+      }
     });
   }
 
@@ -230,16 +265,43 @@ class Stager {
     }
   }
 
+  // Whole groups of visible keys are read as they lie in the cache.
+  bool in_place() const { return step_.cache.layout == PM_TILES && !is_f8(step_.cache.dtype); }
+
   PM_INLINE void tile(int32_t key, int first, int last, int32_t g, Block& out) const {
     KeyPlace place = place_of(step_, seq_, kv_head_, key);
     if (first != 0 || last != kGroupKeys) {
       std::byte* k = scratch_.k + g * group_bytes_;
       std::byte* v = scratch_.v + g * group_bytes_;
-      copy_visible<Isa>(place, step_.head_dim, element_, first, last, k, v);
+      copy_visible_keys<Isa>(place.k, step_.head_dim, element_, first, last, k);
+      copy_visible_values<Isa>(place.v, step_.head_dim, element_, first, last, v);
       place = {k, v};
     }
     out.k[g] = place.k;
     out.v[g] = place.v;
+  }
+
+  // A group of fp8 as PM_TILES has it, zeros for the slots outside [first, last): in the cache, else in
+  // `raw`.
+  const std::byte* f8_keys(int32_t key, int first, int last, Ahead& ahead) const {
+    if (step_.cache.layout != PM_TILES) {
+      pack_keys_of(key, first, last, scratch_.raw, ahead);
+      return scratch_.raw;
+    }
+    const std::byte* group = place_of(step_, seq_, kv_head_, key).k;
+    if (first == 0 && last == kGroupKeys) return group;
+    copy_visible_keys<Isa>(group, step_.head_dim, element_, first, last, scratch_.raw);
+    return scratch_.raw;
+  }
+  const std::byte* f8_values(int32_t key, int first, int last, Ahead& ahead) const {
+    if (step_.cache.layout != PM_TILES) {
+      pack_values_of(key, first, last, scratch_.raw, ahead);
+      return scratch_.raw;
+    }
+    const std::byte* group = place_of(step_, seq_, kv_head_, key).v;
+    if (first == 0 && last == kGroupKeys) return group;
+    copy_visible_values<Isa>(group, step_.head_dim, element_, first, last, scratch_.raw);
+    return scratch_.raw;
   }
 
   // The rows of a group; zeros for those outside [first, last).
@@ -269,7 +331,8 @@ class Stager {
   const int32_t kv_head_;
   const Scratch& scratch_;
   const int64_t element_ = dtype_bytes(step_.cache.dtype),
-                group_bytes_ = kGroupKeys * element_ * step_.head_dim;
+                group_bytes_ = kGroupKeys * dtype_bytes(computing_dtype(step_.cache.dtype)) *
+                               step_.head_dim;  // as multiplied
 };
 
 }  // namespace pagemill

@@ -17,8 +17,15 @@ constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results e
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 128;  // G
 
+constexpr bool is_f8(pm_dtype dtype) {
+  return dtype == PM_F8E4M3 || dtype == PM_F8E5M2;
+}
 constexpr int64_t dtype_bytes(pm_dtype dtype) {
-  return dtype == PM_F32 ? 4 : 2;
+  return dtype == PM_F32 ? 4 : is_f8(dtype) ? 1 : 2;
+}
+// What keys and values of a cache are multiplied in: fp8 is widened first, which is exact.
+constexpr pm_dtype computing_dtype(pm_dtype cache_dtype) {
+  return is_f8(cache_dtype) ? PM_BF16 : cache_dtype;
 }
 
 struct Sequence {
@@ -85,6 +92,7 @@ struct Step {
   const float* alibi_slopes;
   bool batch_invariant;
   bool fuse;  // items that can store their new tokens do so
+  bool vbmi;  // the CPU has AVX512_VBMI
 };
 
 struct Range {
@@ -121,7 +129,7 @@ struct Scratch {
   float* acc;      // [rows, D' + 2] what earlier invariant splits gave: O, m, l
   std::byte* k;    // [kBlockKeys * D] staged keys
   std::byte* v;    // [kBlockKeys * D] staged values
-  std::byte* raw;  // [16, D] f32: new rows on their way into a group
+  std::byte* raw;  // [16, D] f32: new rows on their way into a group, groups of fp8 on theirs to k and v
 };
 
 constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block of keys

@@ -32,14 +32,12 @@ class TokenStore {
     for (int i = 0; i < n; ++i) k[i * kGroupKeys + slot] = words[i];
     convert(step_.v_new, token, step_.v_scale, raw_);
     if (element() == 4) {
-      std::memcpy(const_cast<std::byte*>(group.v) + int64_t{slot} * dim * 4, raw_,
-                  static_cast<size_t>(dim) * 4);
-      return;
+      scatter_value<uint32_t>(group, slot);
+    } else if (element() == 2) {
+      scatter_value<uint16_t>(group, slot);
+    } else {
+      scatter_value<uint8_t>(group, slot);
     }
-    auto* v =
-        reinterpret_cast<uint16_t*>(const_cast<std::byte*>(group.v)) + int64_t{slot / 2} * dim * 2 + slot % 2;
-    const auto* halves = reinterpret_cast<const uint16_t*>(raw_);
-    for (int d = 0; d < dim; ++d) v[2 * d] = halves[d];
   }
 
   // Tiles: sixteen tokens that fill a group.
@@ -56,6 +54,17 @@ class TokenStore {
 
  private:
   int64_t element() const { return dtype_bytes(step_.cache.dtype); }
+
+  // raw_ to a slot of V [16/r][D][r].
+  template <class Element>
+  void scatter_value(const KeyPlace& group, int32_t slot) const {
+    constexpr int kPack = 4 / sizeof(Element);
+    const int dim = step_.head_dim;
+    auto* v = reinterpret_cast<Element*>(const_cast<std::byte*>(group.v)) +
+              int64_t{slot / kPack} * dim * kPack + slot % kPack;
+    const auto* elements = reinterpret_cast<const Element*>(raw_);
+    for (int d = 0; d < dim; ++d) v[kPack * d] = elements[d];
+  }
 
   const std::byte* source(const Tensor& from, int32_t token) const {
     const int64_t at =

@@ -36,6 +36,7 @@ CpuFeatures detect() {
   f.avx2_fma_f16c = fma_f16c && (b & bit_AVX2) && (saved & 0x6) == 0x6;
   constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   f.avx512 = f.avx2_fma_f16c && (b & kAvx512) == kAvx512 && (saved & 0xe6) == 0xe6;
+  f.avx512_vbmi = f.avx512 && (c & 1u << 1);
   constexpr uint32_t kAmx = 1u << 22 | 1u << 24;  // BF16, TILE
   const bool amx = (d & kAmx) == kAmx;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avx512_bf16 = f.avx512 && (a & 1u << 5);

@@ -8,7 +8,7 @@ namespace pagemill {
 struct CpuFeatures {
   bool avx2_fma_f16c;
   bool avx512;  // F, BW, VL, DQ
-  bool avx512_bf16;
+  bool avx512_bf16, avx512_vbmi;
   bool amx_bf16;       // AMX-TILE and AMX-BF16, and AVX512_BF16 for what is not a product
   bool amx_permitted;  // the OS saves tiles, and lets this process use them
 };

@@ -72,7 +72,7 @@ pm_dtype kv_dtype_of(Mma mma) {
 const char* why_not(const Kernel& k, const Isa& isa, pm_dtype dtype, pm_dtype kv_dtype, int32_t head_dim) {
   if (!includes(&isa, k.isa)) return k.isa->missing ? k.isa->missing : "not part of the ISA";
   if (k.mma == Mma::kBf16 && dtype != PM_BF16) return "q is not bf16";
-  if (kv_dtype_of(k.mma) != kv_dtype) return "other dtype of keys and values";
+  if (kv_dtype_of(k.mma) != computing_dtype(kv_dtype)) return "other dtype of keys and values";
   if (k.head_dim && k.head_dim != head_dim) return "other head dim";
   return nullptr;
 }

@@ -124,9 +124,9 @@ struct VectorMma {
     }
   }
 
-  // As scores and accumulate, from K and V as they lie in rows, one pointer for each key: for so few rows of
-  // queries that packing costs more than it spares. kFromRows: the most rows that take this way; dims come 32
-  // at a time.
+  // As scores and accumulate, from K and V as they lie in rows, one pointer for each key, or in groups of
+  // fp8: for so few rows of queries that packing or widening them first costs more than it spares. kFromRows:
+  // the most rows that take these ways; dims from rows come 32 at a time.
   static constexpr int kFromRows = kMma == Mma::kBf16 ? Isa::kRows : 0;
   static constexpr int kFromRowsDims = 32;
 
@@ -192,6 +192,86 @@ struct VectorMma {
         const auto weights = Isa::broadcast_pair(p + (r * kBlockKeys + t) * kRowBytes);
         PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::dot(acc[r][i], weights, pairs[i]);
       }
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      Isa::store(o + r * ldo + i * Isa::kLanes, acc[r][i]);
+    }
+  }
+
+  static PM_INLINE void scores_from_f8(const std::byte* q, int64_t ldq, int rows, pm_dtype dtype,
+                                       const std::byte* const* k, int groups, int head_dim, float* s,
+                                       Ahead& ahead) {
+    for_blocks<kFromRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r_const)::value;
+      int g = 0;
+      for (; g + 2 <= groups; g += 2)
+        f8_scores<R, 2>(q, ldq, dtype, k + g, head_dim, s + g * kGroupKeys, ahead);
+      if (g < groups) f8_scores<R, 1>(q, ldq, dtype, k + g, head_dim, s + g * kGroupKeys, ahead);
+    });
+  }
+
+  template <int R, int N>
+  static PM_NOINLINE void f8_scores(const std::byte* q, int64_t ldq, pm_dtype dtype,
+                                    const std::byte* const* k, int head_dim, float* s, Ahead& ahead) {
+    const auto lookup = Isa::lookup(dtype);
+    F acc[R][N];
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
+    for (int64_t at = 0; at < head_dim * kRowBytes; at += 4 * kRowBytes) {
+      ahead.step<N>();
+      typename Isa::B pairs[2][N];
+      PM_UNROLL for (int i = 0; i < N; ++i) {
+        Isa::widen_f8(k[i] + at * (kGroupKeys / kRowBytes), Isa::kLanes, lookup, pairs[0][i], pairs[1][i]);
+      }
+      dot_both<R, N>(acc, pairs, [&](int r) PM_INLINE_LAMBDA { return q + r * ldq + at; });
+    }
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      Isa::store(s + r * kBlockKeys + i * Isa::kLanes, acc[r][i]);
+    }
+  }
+
+  // acc[r] += the product of a row's four elements with two pairs.
+  template <int R, int N, class Row>
+  static PM_INLINE void dot_both(F (&acc)[R][N], const typename Isa::B (&pairs)[2][N], Row row) {
+    PM_UNROLL for (int half = 0; half < 2; ++half) {
+      PM_UNROLL for (int r = 0; r < R; ++r) {
+        const auto x = Isa::broadcast_pair(row(r) + half * kStep);
+        PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::dot(acc[r][i], x, pairs[half][i]);
+      }
+    }
+  }
+
+  static PM_INLINE void accumulate_from_f8(const std::byte* p, int rows, pm_dtype dtype,
+                                           const std::byte* const* v, int groups, int head_dim, float* o,
+                                           Ahead& ahead) {
+    const int ldo = padded_dim(head_dim);
+    for_blocks<kFromRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int R = decltype(r_const)::value;
+      int d = 0;
+      for (; d + 32 <= head_dim; d += 32)
+        f8_accumulate<R, 2>(p, dtype, v, groups, head_dim, d, o + d, ldo, ahead);
+      for (; d < head_dim; d += 16) f8_accumulate<R, 1>(p, dtype, v, groups, head_dim, d, o + d, ldo, ahead);
+    });
+  }
+
+  // Dims [d, d + 16 N), of which the last may not be there.
+  template <int R, int N>
+  static PM_NOINLINE void f8_accumulate(const std::byte* p, pm_dtype dtype, const std::byte* const* v,
+                                        int groups, int head_dim, int d, float* o, int ldo, Ahead& ahead) {
+    const auto lookup = Isa::lookup(dtype);
+    const int left = head_dim - d, lanes = N == 1 && left < Isa::kLanes ? left : Isa::kLanes;
+    F acc[R][N];
+    PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
+      acc[r][i] = Isa::load(o + r * ldo + i * Isa::kLanes);
+    }
+    for (int t = 0; t < groups * kGroupKeys; t += 4) {
+      ahead.step<N>();
+      const std::byte* words = v[t / kGroupKeys] + (int64_t{t % kGroupKeys} / 4 * head_dim + d) * 4;
+      typename Isa::B pairs[2][N];
+      PM_UNROLL for (int i = 0; i < N; ++i) {
+        Isa::widen_f8(words + i * Isa::kLanes * 4, lanes, lookup, pairs[0][i], pairs[1][i]);
+      }
+      dot_both<R, N>(acc, pairs,
+                     [&](int r) PM_INLINE_LAMBDA { return p + (r * kBlockKeys + t) * kRowBytes; });
     }
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
       Isa::store(o + r * ldo + i * Isa::kLanes, acc[r][i]);

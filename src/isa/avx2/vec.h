@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "isa/float8.h"
 #include "isa/mma_kind.h"
 
 namespace pagemill {
@@ -108,6 +109,70 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // As f32_to_f8.
+  template <pm_dtype kDtype>
+  static PM_INLINE void store_f8(uint8_t* p, F x, int) {
+    using T = Float8<kDtype>;
+    constexpr int kExponent = 127 - T::kBias, kDropped = 23 - T::kFraction;
+    constexpr int kUnits = (kExponent + 1 + kDropped) << 23;
+    const F size = _mm256_min_ps(abs(x), set1(T::kMax)),
+            units = _mm256_castsi256_ps(_mm256_set1_epi32(kUnits));
+    const __m256i bits = _mm256_castps_si256(size);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, kDropped), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32((1 << (kDropped - 1)) - 1)));
+    const __m256i normal =
+        _mm256_sub_epi32(_mm256_srli_epi32(rounded, kDropped), _mm256_set1_epi32(kExponent << T::kFraction));
+    const __m256i denormal = _mm256_castps_si256(_mm256_xor_ps(_mm256_add_ps(size, units), units));
+    const __m256i is_normal = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(((kExponent + 1) << 23) - 1));
+    __m256i y = _mm256_blendv_epi8(denormal, normal, is_normal);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    y = _mm256_blendv_epi8(y, _mm256_set1_epi32(kNan8), nan);
+    const __m256i sign =
+        _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x), 24), _mm256_set1_epi32(0x80));
+    const __m128i halves = low_halves(_mm256_or_si256(y, sign));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+  }
+
+  static constexpr bool kLooksUp = false;
+  // Words of four fp8: elements 0 and 1 as a pair of bf16 to `low`, 2 and 3 to `high`. By WidenBytes.
+  template <pm_dtype kDtype>
+  static PM_INLINE void widen_f8(const std::byte* words, std::byte* low, std::byte* high, int) {
+    using T = WidenBytes<kDtype>;
+    const auto bytes = [](int x) PM_INLINE_LAMBDA { return _mm256_set1_epi8(static_cast<char>(x)); };
+    const auto of_table = [](const auto& table, __m256i index) PM_INLINE_LAMBDA {
+      const __m128i x = _mm_load_si128(reinterpret_cast<const __m128i*>(table.of));
+      return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(x), index);
+    };
+    static constexpr auto kLessHigh = T::less_high(), kOtherLow = T::other_low();
+    // Unpacked 8 bytes at a time of each half: elements 0 and 1 of four words come first.
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i x = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)), order);
+    const __m256i size = _mm256_and_si256(x, bytes(0x7f)), index = _mm256_add_epi8(size, bytes(T::kToIndex));
+    __m256i h = _mm256_and_si256(_mm256_srli_epi16(size, T::kHighShift), bytes(0x7f >> T::kHighShift));
+    h = _mm256_sub_epi8(_mm256_add_epi8(h, bytes(T::kHigh)), of_table(kLessHigh, index));
+    const __m256i not_finite = _mm256_cmpgt_epi8(size, bytes(Float8<kDtype>::kLargest));
+    h = _mm256_or_si256(_mm256_or_si256(h, _mm256_and_si256(x, bytes(0x80))),
+                        _mm256_and_si256(not_finite, bytes(0x7f)));
+    __m256i l = _mm256_and_si256(_mm256_slli_epi16(x, T::kLowShift), bytes(0xff << T::kLowShift));
+    l = _mm256_xor_si256(l, of_table(kOtherLow, index));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), _mm256_unpacklo_epi8(l, h));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), _mm256_unpackhi_epi8(l, h));
+  }
+
+  // dst[d] = bytes d of the four rows, the first lowest, for d < n, n a multiple of 8.
+  static PM_INLINE void interleave_bytes(const std::byte* const* rows, int n, uint32_t* dst) {
+    for (int d = 0; d < n; d += 8) {
+      const auto row = [&](int i) PM_INLINE_LAMBDA {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[i] + d));
+      };
+      const __m128i a = _mm_unpacklo_epi8(row(0), row(1)), b = _mm_unpacklo_epi8(row(2), row(3));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + d), _mm_unpacklo_epi16(a, b));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + d + 4), _mm_unpackhi_epi16(a, b));
+    }
+  }
+
   // dst[d] = low[d] | high[d] << 16 for d < n, n a multiple of 8.
   static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
     for (int d = 0; d < n; d += 8) {
@@ -118,9 +183,13 @@ struct Avx2 {
     }
   }
 
-  // dst[i][t] = rows[t][i] for begin <= i < end: 16 rows of 32-bit words; end - begin is a multiple of 4.
+  // dst[i][t] = rows[t][i] for begin <= i < end: 16 rows of 32-bit words.
   static PM_INLINE void transpose(const std::byte* const* rows, int begin, int end, uint32_t* dst) {
-    for (int i = begin; i < end; i += 4) {
+    const int whole = begin + (end - begin) / 4 * 4;
+    for (int i = whole; i < end; ++i) {
+      for (int t = 0; t < 16; ++t) __builtin_memcpy(dst + i * 16 + t, rows[t] + 4 * i, 4);
+    }
+    for (int i = begin; i < whole; i += 4) {
       PM_UNROLL for (int half = 0; half < 16; half += 8) {
         __m256 r[4];  // r[j]: words of row half + j, then of row half + j + 4
         PM_UNROLL for (int j = 0; j < 4; ++j) {

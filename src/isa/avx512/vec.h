@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "isa/float8.h"
 #include "isa/mma_kind.h"
 
 namespace pagemill {
@@ -59,6 +60,13 @@ struct Avx512 {
   static PM_INLINE __m512i load_words(const std::byte* p, int lanes) {
     return lanes == kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(lanes), p);
   }
+  static PM_INLINE void store_words(std::byte* p, __m512i x, int lanes) {
+    if (lanes == kLanes) {
+      _mm512_storeu_si512(p, x);
+    } else {
+      _mm512_mask_storeu_epi32(p, first(lanes), x);
+    }
+  }
   // Element kHalf (0 or 1) of each pair.
   template <int kHalf>
   static PM_INLINE F widen_bf16(const std::byte* p, int lanes) {
@@ -92,6 +100,79 @@ struct Avx512 {
   static PM_INLINE void store_f16(uint16_t* p, F x, int lanes) {
     _mm256_mask_storeu_epi16(p, first(lanes), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
+  // As f32_to_f8.
+  template <pm_dtype kDtype>
+  static PM_INLINE void store_f8(uint8_t* p, F x, int lanes) {
+    using T = Float8<kDtype>;
+    constexpr int kExponent = 127 - T::kBias, kDropped = 23 - T::kFraction;
+    constexpr int kUnits = (kExponent + 1 + kDropped) << 23;
+    const F size = _mm512_min_ps(abs(x), set1(T::kMax)),
+            units = _mm512_castsi512_ps(_mm512_set1_epi32(kUnits));
+    const __m512i bits = _mm512_castps_si512(size);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, kDropped), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32((1 << (kDropped - 1)) - 1)));
+    __m512i y =
+        _mm512_sub_epi32(_mm512_srli_epi32(rounded, kDropped), _mm512_set1_epi32(kExponent << T::kFraction));
+    const __m512i denormal = _mm512_castps_si512(_mm512_xor_ps(_mm512_add_ps(size, units), units));
+    y = _mm512_mask_mov_epi32(y, _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32((kExponent + 1) << 23)),
+                              denormal);
+    y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(kNan8));
+    const __m512i sign =
+        _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(x), 24), _mm512_set1_epi32(0x80));
+    _mm_mask_storeu_epi8(p, first(lanes), _mm512_cvtepi32_epi8(_mm512_or_si512(y, sign)));
+  }
+
+  static constexpr bool kLooksUp = false;
+  static constexpr int kOrAnd = 0xf8, kAndXor = 0x6a;  // of three operands: a | (b & c), (a & b) ^ c
+  // Of words of four bytes, elements 0 and 1 of four words first: what unpacking takes 8 bytes of.
+  static PM_INLINE __m512i by_element_pairs() {
+    return _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  }
+  // Words of four fp8: elements 0 and 1 as a pair of bf16 to `low`, 2 and 3 to `high`. By WidenBytes.
+  template <pm_dtype kDtype>
+  static PM_INLINE void widen_f8(const std::byte* words, std::byte* low, std::byte* high, int lanes) {
+    using T = WidenBytes<kDtype>;
+    const auto bytes = [](int x) PM_INLINE_LAMBDA { return _mm512_set1_epi8(static_cast<char>(x)); };
+    const auto of_table = [](const auto& table, __m512i index) PM_INLINE_LAMBDA {
+      const __m128i x = _mm_load_si128(reinterpret_cast<const __m128i*>(table.of));
+      return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(x), index);
+    };
+    static constexpr auto kLessHigh = T::less_high(), kOtherLow = T::other_low();
+    const __m512i x = _mm512_shuffle_epi8(load_words(words, lanes), by_element_pairs());
+    const __m512i size = _mm512_and_si512(x, bytes(0x7f)), index = _mm512_add_epi8(size, bytes(T::kToIndex));
+    __m512i h = _mm512_and_si512(_mm512_srli_epi16(size, T::kHighShift), bytes(0x7f >> T::kHighShift));
+    h = _mm512_sub_epi8(_mm512_add_epi8(h, bytes(T::kHigh)), of_table(kLessHigh, index));
+    h = _mm512_mask_mov_epi8(h, _mm512_cmpgt_epi8_mask(size, bytes(Float8<kDtype>::kLargest)), bytes(0x7f));
+    h = _mm512_ternarylogic_epi32(h, x, bytes(0x80), kOrAnd);
+    const __m512i l = _mm512_ternarylogic_epi32(
+        _mm512_slli_epi16(x, T::kLowShift), bytes(0xff << T::kLowShift), of_table(kOtherLow, index), kAndXor);
+    store_words(low, _mm512_unpacklo_epi8(l, h), lanes);
+    store_words(high, _mm512_unpackhi_epi8(l, h), lanes);
+  }
+
+  // dst[d] = bytes d of the four rows, the first lowest, for d < n.
+  static PM_INLINE void interleave_bytes(const std::byte* const* rows, int n, uint32_t* dst) {
+    // Quarter i of each vector holds what quarter i of the four results is made of.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int d = 0; d < n; d += 64) {
+      const int left = n - d < 64 ? n - d : 64;
+      __m512i r[4];
+      PM_UNROLL for (int i = 0; i < 4; ++i) {
+        const __mmask64 there = ~0ull >> (64 - left);
+        r[i] = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(there, rows[i] + d));
+      }
+      const __m512i a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
+      const __m512i c = _mm512_unpacklo_epi8(r[2], r[3]), e = _mm512_unpackhi_epi8(r[2], r[3]);
+      const __m512i words[4] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c),
+                                _mm512_unpacklo_epi16(b, e), _mm512_unpackhi_epi16(b, e)};
+      PM_UNROLL for (int i = 0; i < 4; ++i) {
+        const int lanes = left - 16 * i < 16 ? left - 16 * i : 16;
+        if (lanes > 0) store_words(reinterpret_cast<std::byte*>(dst + d + 16 * i), words[i], lanes);
+      }
+    }
+  }
+
   // dst[i][t] = rows[t][i] for begin <= i < end, end - begin <= 16: 16 rows of 32-bit words.
   static PM_INLINE void transpose(const std::byte* const* rows, int begin, int end, uint32_t* dst) {
     end - begin == 16 ? transpose<true>(rows, begin, end, dst) : transpose<false>(rows, begin, end, dst);

@@ -1,4 +1,4 @@
-// AVX-512 with AVX512-BF16: vdpbf16ps.
+// AVX-512 with AVX512-BF16: vdpbf16ps. Where the CPU has VBMI too (all but Cooper Lake), fp8 is looked up.
 #pragma once
 
 #include "isa/avx512/vec.h"
@@ -17,6 +17,53 @@ struct Avx512Bf16 : Avx512 {
     return reinterpret_cast<B>(_mm512_set1_epi32(pair));
   }
   static PM_INLINE F dot(F acc, B a, B b) { return _mm512_dpbf16_ps(acc, a, b); }
+
+  // The bytes of a bf16 by the magnitude of an fp8, and what else it takes to widen with them.
+  static constexpr bool kLooksUp = true;
+  struct Lookup {
+    __m512i high[2], low[2], order, sign;
+  };
+  static PM_INLINE Lookup lookup(pm_dtype dtype) {
+    return dtype == PM_F8E4M3 ? lookup<PM_F8E4M3>() : lookup<PM_F8E5M2>();
+  }
+  template <pm_dtype kDtype>
+  static PM_INLINE Lookup lookup() {
+    struct Tables {
+      alignas(64) uint8_t high[128] = {}, low[128] = {};
+      constexpr Tables() {
+        for (int x = 0; x < 128; ++x) {
+          const uint16_t wide = f8_to_bf16<kDtype>(static_cast<uint8_t>(x));
+          high[x] = static_cast<uint8_t>(wide >> 8);
+          low[x] = static_cast<uint8_t>(wide & 0xff);
+        }
+      }
+    };
+    static constexpr Tables kTables;
+    return {{_mm512_load_si512(kTables.high), _mm512_load_si512(kTables.high + 64)},
+            {_mm512_load_si512(kTables.low), _mm512_load_si512(kTables.low + 64)},
+            by_element_pairs(),
+            _mm512_set1_epi8(static_cast<char>(0x80))};
+  }
+  // Written out, as this unit is also for CPUs without VBMI: those never come here.
+  static PM_INLINE __m512i look_up(__m512i index, const __m512i (&table)[2]) {
+    __asm__("vpermi2b %2, %1, %0" : "+v"(index) : "v"(table[0]), "v"(table[1]));
+    return index;
+  }
+  // As widen_f8, into registers.
+  static PM_INLINE void widen_f8(const std::byte* words, int lanes, const Lookup& t, B& low, B& high) {
+    const __m512i x = _mm512_shuffle_epi8(load_words(words, lanes), t.order);
+    const __m512i h = _mm512_ternarylogic_epi32(look_up(x, t.high), x, t.sign, kOrAnd), l = look_up(x, t.low);
+    low = reinterpret_cast<B>(_mm512_unpacklo_epi8(l, h));
+    high = reinterpret_cast<B>(_mm512_unpackhi_epi8(l, h));
+  }
+  static PM_INLINE void widen_f8(const std::byte* words, std::byte* low, std::byte* high, int lanes,
+                                 const Lookup& t) {
+    B l, h;
+    widen_f8(words, lanes, t, l, h);
+    store_words(low, reinterpret_cast<__m512i>(l), lanes);
+    store_words(high, reinterpret_cast<__m512i>(h), lanes);
+  }
+  using Avx512::widen_f8;
 
   // quads[j] = word j of each of 16 rows. Loads put four rows' words side by side: half the shuffles.
   static PM_INLINE void transpose_quad(const std::byte* const* rows, int64_t offset, B (&quads)[4]) {

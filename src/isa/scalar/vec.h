@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "isa/float16.h"
+#include "isa/float8.h"
 #include "isa/mma_kind.h"
 
 namespace pagemill {
@@ -80,8 +81,31 @@ struct ScalarVec {
   static PM_INLINE F load_f16(const uint16_t* p, int) { return f16_to_f32(*p); }
   static PM_INLINE void store_bf16(uint16_t* p, F x, int) { *p = f32_to_bf16(x); }
   static PM_INLINE void store_f16(uint16_t* p, F x, int) { *p = f32_to_f16(x); }
+  template <pm_dtype kDtype>
+  static PM_INLINE void store_f8(uint8_t* p, F x, int) {
+    *p = f32_to_f8<kDtype>(x);
+  }
   static PM_INLINE void store_weights(uint16_t* p, F x) { *p = f32_to_bf16(x); }
 
+  static constexpr bool kLooksUp = false;  // whether fp8 can be widened by tables in registers
+  // Words of four fp8: elements 0 and 1 as a pair of bf16 to `low`, 2 and 3 to `high`.
+  template <pm_dtype kDtype>
+  static PM_INLINE void widen_f8(const std::byte* words, std::byte* low, std::byte* high, int) {
+    uint8_t x[4];
+    std::memcpy(x, words, 4);
+    const uint16_t y[4] = {f8_to_bf16<kDtype>(x[0]), f8_to_bf16<kDtype>(x[1]), f8_to_bf16<kDtype>(x[2]),
+                           f8_to_bf16<kDtype>(x[3])};
+    std::memcpy(low, y, 4);
+    std::memcpy(high, y + 2, 4);
+  }
+
+  // dst[d] = bytes d of the four rows, the first lowest, for d < n.
+  static PM_INLINE void interleave_bytes(const std::byte* const* rows, int n, uint32_t* dst) {
+    for (int d = 0; d < n; ++d) {
+      const std::byte word[4] = {rows[0][d], rows[1][d], rows[2][d], rows[3][d]};
+      std::memcpy(dst + d, word, 4);
+    }
+  }
   static PM_INLINE void interleave(const std::byte* low, const std::byte* high, int n, uint32_t* dst) {
     for (int d = 0; d < n; ++d) {
       uint16_t a, b;
