@@ -87,7 +87,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(positive);
   app.add_option("--page-size", spec.page_size, "Tokens of a page (16)")->check(CLI::Range(1, 1024));
   add_dtype(app, "--dtype", spec.dtype, "Of q, new keys and values (bf16)");
-  add_dtype(app, "--cache-dtype", o.cache_dtype, "Default: --dtype");
+  add_cache_dtype(app, o.cache_dtype, "Default: --dtype");
   add_layout(app, spec.layout);
   app.add_option("--isa", spec.isa, "Default: the best of the machine (see pagemill info)");
   app.add_option("--threads", spec.threads, "Default: what affinity and quota allow")

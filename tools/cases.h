@@ -117,7 +117,9 @@ struct Verdict {
   std::string problem;                  // "" if all is right
 };
 
-// After a run: the cache holds what the reference stores, nothing else was written, and rows are within the
+// After a run or a store: "" if the cache holds what the reference stores, and what it held elsewhere.
+std::string verify_cache(const GuardedCall& c);
+// After a run: the cache is right, nothing else was written, and rows are within the
 // bound: all, or about as many as `multiplies` allow, the first and last of every sequence among them.
 Verdict verify(const GuardedCall& c, double multiplies = 2e7);
 

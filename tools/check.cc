@@ -11,6 +11,7 @@
 #include "cases.h"
 #include "commands.h"
 #include "reference.h"
+#include "workload.h"
 
 namespace pagemill {
 namespace {
@@ -21,13 +22,14 @@ struct Options {
   std::string isa;
 };
 
-constexpr const char* kDtypes[] = {"f32", "bf16", "f16"};
-
 // What the cases of one mixture of q and key dtypes came to.
 struct Tally {
   int64_t cases = 0, rows = 0;
   std::vector<Verdict> worst;  // [isas]
 };
+
+constexpr pm_dtype kDtypes[] = {PM_F32, PM_BF16, PM_F16, PM_F8E4M3, PM_F8E5M2};  // the last two of keys alone
+using Tallies = std::array<std::array<Tally, std::size(kDtypes)>, std::size(kDtypes)>;
 
 Verdict run_case(const Spec& spec) {
   Case c(spec);
@@ -57,16 +59,16 @@ void check_case(Spec spec, const std::vector<const char*>& isas, Tally& tally) {
   }
 }
 
-void print_table(const std::array<std::array<Tally, 3>, 3>& tallies, const std::vector<const char*>& isas) {
-  fmt::print("worst error of out, and of lse, in units of the bound\n{:<11} {:>7} {:>10}", "q x keys",
+void print_table(const Tallies& tallies, const std::vector<const char*>& isas) {
+  fmt::print("worst error of out, and of lse, in units of the bound\n{:<13} {:>7} {:>10}", "q x keys",
              "cases", "rows");
   for (const char* isa : isas) fmt::print(" {:>13}", isa);
   fmt::print("\n");
-  for (int q = 0; q < 3; ++q)
-    for (int kv = 0; kv < 3; ++kv) {
+  for (pm_dtype q : kDtypes)
+    for (pm_dtype kv : kDtypes) {
       const Tally& tally = tallies[q][kv];
       if (tally.cases == 0) continue;
-      fmt::print("{:<11} {:>7} {:>10}", fmt::format("{} x {}", kDtypes[q], kDtypes[kv]), tally.cases,
+      fmt::print("{:<13} {:>7} {:>10}", fmt::format("{} x {}", dtype_name(q), dtype_name(kv)), tally.cases,
                  tally.rows);
       for (const Verdict& worst : tally.worst)
         fmt::print(" {:>13}", fmt::format("{:.3f} {:.3f}", worst.worst_out, worst.worst_lse));
@@ -82,7 +84,7 @@ void run_check(const Options& options) {
       throw UsageError(fmt::format("--isa {}: unknown, or this machine lacks it", options.isa));
   }
   const bool progress = isatty(STDERR_FILENO);
-  std::array<std::array<Tally, 3>, 3> tallies;
+  Tallies tallies;
   for (int64_t i = 0; i < options.cases; ++i) {
     if (progress) fmt::print(stderr, "\r{} of {} cases", i, options.cases);
     Spec spec = random_spec(options.seed + uint64_t(i), Limits{});

@@ -9,6 +9,8 @@ namespace {
 template <class Value>
 using Names = std::map<std::string, Value>;
 const Names<pm_dtype> kDtypes = {{"f32", PM_F32}, {"bf16", PM_BF16}, {"f16", PM_F16}};
+const Names<pm_dtype> kCacheDtypes = {
+    {"f32", PM_F32}, {"bf16", PM_BF16}, {"f16", PM_F16}, {"f8e4m3", PM_F8E4M3}, {"f8e5m2", PM_F8E5M2}};
 const Names<pm_layout> kLayouts = {{"tiles", PM_TILES}, {"rows", PM_ROWS}};
 
 template <class Value, class Target>
@@ -24,9 +26,8 @@ void add_dtype(CLI::App& app, const std::string& flag, pm_dtype& target, const s
   add_named(app, flag, kDtypes, target, text);
 }
 
-void add_dtype(CLI::App& app, const std::string& flag, std::optional<pm_dtype>& target,
-               const std::string& text) {
-  add_named(app, flag, kDtypes, target, text);
+void add_cache_dtype(CLI::App& app, std::optional<pm_dtype>& target, const std::string& text) {
+  add_named(app, "--cache-dtype", kCacheDtypes, target, text);
 }
 
 void add_layout(CLI::App& app, pm_layout& target) {

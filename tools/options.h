@@ -15,8 +15,7 @@ namespace pagemill {
 
 // Each writes to its target when the option is given; the target must outlive the parsing.
 void add_dtype(CLI::App& app, const std::string& flag, pm_dtype& target, const std::string& text);
-void add_dtype(CLI::App& app, const std::string& flag, std::optional<pm_dtype>& target,
-               const std::string& text);
+void add_cache_dtype(CLI::App& app, std::optional<pm_dtype>& target, const std::string& text);
 void add_layout(CLI::App& app, pm_layout& target);  // --layout
 
 const char* layout_name(pm_layout layout);  // tiles or rows

@@ -122,7 +122,8 @@ constexpr MultiplyKernel kTiles = {"tdpbf16ps", kSumsTiles * 16 * 16 * 32 * 2, t
 #ifdef __x86_64__
 const MultiplyKernel& best_multiply(std::string_view isa, pm_dtype dtype, pm_dtype cache_dtype) {
   if (isa == "avx2") return kFma256;
-  const bool bf16 = dtype == PM_BF16 && cache_dtype == PM_BF16;
+  const bool f8_cache = cache_dtype == PM_F8E4M3 || cache_dtype == PM_F8E5M2;
+  const bool bf16 = dtype == PM_BF16 && (cache_dtype == PM_BF16 || f8_cache);
   if (isa == "avx512") return kFma512;
   if (isa == "avx512bf16") return bf16 ? kDot512 : kFma512;
   if (isa == "amx") return bf16 ? kTiles : kFma512;

@@ -161,7 +161,7 @@ void add_options(CLI::App& app, Command& c) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   add_dtype(app, "--dtype", c.config.dtype, "Of q, new keys and values");
-  add_dtype(app, "--cache-dtype", c.cache_dtype, "Default: --dtype");
+  add_cache_dtype(app, c.cache_dtype, "Default: --dtype");
   add_layout(app, c.config.layout);
   app.add_option("--isa", c.isa, "Default: the best of the machine (see pagemill info)");
   app.add_flag("--json", c.json, "Print one JSON object");

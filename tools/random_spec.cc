@@ -5,6 +5,7 @@
 #include <random>
 
 #include "cases.h"
+#include "workload.h"
 
 namespace pagemill {
 namespace {
@@ -32,7 +33,9 @@ void choose_shape(Random& random, const Limits& limits, Spec& s) {
   auto dtype = [&] { return random.pick({PM_BF16, PM_BF16, PM_F32, PM_F16}); };
   s.dtype = dtype();
   s.out_dtype = random.chance(30) ? PM_F32 : s.dtype;
-  s.cache_dtype = random.chance(50) ? s.dtype : dtype();
+  s.cache_dtype = random.chance(40)   ? s.dtype
+                  : random.chance(50) ? dtype()
+                                      : random.pick({PM_F8E4M3, PM_F8E5M2});
   s.layout = random.pick({PM_TILES, PM_TILES, PM_TILES, PM_ROWS, PM_ROWS, PM_ROWS, PM_NO_CACHE});
   int64_t largest = std::clamp<int64_t>(limits.page_elements / (s.head_dim * s.num_kv_heads), 1, 1024);
   if (s.layout == PM_TILES)
@@ -118,10 +121,6 @@ void choose_sequences(Random& random, const Limits& limits, Spec& s) {
   }
 }
 
-const char* name(pm_dtype dtype) {
-  return dtype == PM_F32 ? "f32" : dtype == PM_BF16 ? "bf16" : "f16";
-}
-
 }  // namespace
 
 Spec random_spec(uint64_t seed, const Limits& limits) {
@@ -141,9 +140,9 @@ std::string describe(const Spec& s) {
   static constexpr const char* kTokens[] = {"contiguous", "fused", "padded"};
   std::string text = fmt::format(
       "seed {} isa {} H {} K {} D {} {}x{}->{} {} P {} (cache {}, tokens {}, out {}) threads {}", s.seed,
-      s.isa ? s.isa : "default", s.num_heads, s.num_kv_heads, s.head_dim, name(s.dtype), name(s.cache_dtype),
-      name(s.out_dtype), kLayouts[s.layout], s.page_size, kCaches[int(s.cache)], kTokens[int(s.tokens)],
-      s.out_padded ? "padded" : "contiguous", s.threads);
+      s.isa ? s.isa : "default", s.num_heads, s.num_kv_heads, s.head_dim, dtype_name(s.dtype),
+      dtype_name(s.cache_dtype), dtype_name(s.out_dtype), kLayouts[s.layout], s.page_size,
+      kCaches[int(s.cache)], kTokens[int(s.tokens)], s.out_padded ? "padded" : "contiguous", s.threads);
   text += s.causal ? " causal" : " not causal";
   if (s.window_left >= 0 || s.window_right >= 0)
     text += fmt::format(" window {},{}", s.window_left, s.window_right);

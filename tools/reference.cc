@@ -12,27 +12,34 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
+// kOverflow: the bits of what lies beyond kLargest.
 template <pm_dtype>
 struct Dtype;
 
 template <>
 struct Dtype<PM_F32> {
   using Bits = uint32_t;
-  static constexpr int kFraction = 23, kMinExponent = -126, kMaxExponent = 127;
+  static constexpr int kFraction = 23, kMinExponent = -126;
+  static constexpr double kLargest = 0x1.fffffep127;
+  static constexpr Bits kOverflow = 0x7f800000;
   static double decode(Bits bits) { return std::bit_cast<float>(bits); }
 };
 
 template <>
 struct Dtype<PM_BF16> {
   using Bits = uint16_t;
-  static constexpr int kFraction = 7, kMinExponent = -126, kMaxExponent = 127;
+  static constexpr int kFraction = 7, kMinExponent = -126;
+  static constexpr double kLargest = 0x1.fep127;
+  static constexpr Bits kOverflow = 0x7f80;
   static double decode(Bits bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
 
 template <>
 struct Dtype<PM_F16> {
   using Bits = uint16_t;
-  static constexpr int kFraction = 10, kMinExponent = -14, kMaxExponent = 15;
+  static constexpr int kFraction = 10, kMinExponent = -14;
+  static constexpr double kLargest = 65504;
+  static constexpr Bits kOverflow = 0x7c00;
   static double decode(Bits bits) {
     uint64_t sign = uint64_t{bits & 0x8000u} << 48;
     uint64_t magnitude = uint64_t{bits & 0x7fffu} << 42;  // exponent biased by 15 where fp64 biases by 1023
@@ -42,12 +49,38 @@ struct Dtype<PM_F16> {
   }
 };
 
+template <>
+struct Dtype<PM_F8E5M2> {
+  using Bits = uint8_t;
+  static constexpr int kFraction = 2, kMinExponent = -14;
+  static constexpr double kLargest = 57344;
+  static constexpr Bits kOverflow = 0x7b;
+  static double decode(Bits bits) { return Dtype<PM_F16>::decode(uint16_t(bits << 8)); }
+};
+
+template <>
+struct Dtype<PM_F8E4M3> {
+  using Bits = uint8_t;
+  static constexpr int kFraction = 3, kMinExponent = -6;
+  static constexpr double kLargest = 448;
+  static constexpr Bits kOverflow = 0x7e;
+  static double decode(Bits bits) {
+    int exponent = bits >> 3 & 15, fraction = bits & 7;
+    double size = exponent == 0                     ? std::ldexp(fraction, -9)
+                  : exponent == 15 && fraction == 7 ? std::numeric_limits<double>::quiet_NaN()
+                                                    : std::ldexp(8 + fraction, exponent - 10);
+    return bits & 0x80 ? -size : size;
+  }
+};
+
 // f(Dtype<dtype>{})
 template <class F>
 auto with_dtype(pm_dtype dtype, F&& f) {
   switch (dtype) {
     case PM_BF16: return f(Dtype<PM_BF16>{});
     case PM_F16: return f(Dtype<PM_F16>{});
+    case PM_F8E4M3: return f(Dtype<PM_F8E4M3>{});
+    case PM_F8E5M2: return f(Dtype<PM_F8E5M2>{});
     default: return f(Dtype<PM_F32>{});
   }
 }
@@ -56,17 +89,15 @@ template <class T>
 typename T::Bits encode(double value) {
   using Bits = typename T::Bits;
   constexpr int kBits = 8 * sizeof(Bits);
-  constexpr int kBias = 1 - T::kMinExponent;
-  constexpr uint64_t kInfBits = uint64_t{2 * kBias + 1} << T::kFraction;
+  constexpr uint64_t kMagnitude = (uint64_t{1} << (kBits - 1)) - 1;
   uint64_t sign = uint64_t{std::signbit(value)} << (kBits - 1);
-  if (std::isnan(value)) return Bits(sign | kInfBits | 1u << (T::kFraction - 1));
+  if (std::isnan(value)) return Bits(sign | kMagnitude);
   double magnitude = std::fabs(value);
   int exponent =
       magnitude > 0 && magnitude < kInf ? std::max(std::ilogb(magnitude), T::kMinExponent) : T::kMinExponent;
   // Whole units in the last place, the implicit bit among them: it carries into the exponent field.
   double units = std::nearbyint(std::ldexp(magnitude, T::kFraction - exponent));
-  if (std::ldexp(units, exponent - T::kFraction) >= std::ldexp(1.0, T::kMaxExponent + 1))
-    return Bits(sign | kInfBits);
+  if (std::ldexp(units, exponent - T::kFraction) > T::kLargest) return Bits(sign | T::kOverflow);
   uint64_t biased = uint64_t(exponent - T::kMinExponent);
   return Bits(sign | ((biased << T::kFraction) + uint64_t(units)));
 }
@@ -169,7 +200,8 @@ int64_t position_of(const pm_batch& batch, int seq, int query) {
 
 // c of the bound, widened for large scores.
 double product_error(const pm_config& config, const Row& row) {
-  bool bf16_products = config.dtype == PM_BF16 && kv_dtype(config) == PM_BF16;
+  pm_dtype keys = kv_dtype(config);
+  bool bf16_products = config.dtype == PM_BF16 && (keys == PM_BF16 || size_of(keys) == 1);
   return (bf16_products ? 0x1p-8 : 0x1p-16) * std::max(1.0, row.max_score / 32);
 }
 
@@ -196,7 +228,7 @@ double in_units(double got, double want, double bound) {
 }  // namespace
 
 size_t size_of(pm_dtype dtype) {
-  return dtype == PM_F32 ? 4 : 2;
+  return with_dtype(dtype, [](auto type) { return sizeof(typename decltype(type)::Bits); });
 }
 
 double get(pm_dtype dtype, const void* base, int64_t index) {

@@ -13,7 +13,8 @@ namespace pagemill::reference {
 
 size_t size_of(pm_dtype dtype);  // bytes of an element
 double get(pm_dtype dtype, const void* base, int64_t index);
-// Rounds to nearest, ties to even, straight from fp64; overflow gives inf, NaN stays NaN.
+// Rounds to nearest, ties to even, straight from fp64; overflow gives inf, of fp8 the largest number; NaN
+// stays NaN.
 void put(pm_dtype dtype, void* base, int64_t index, double value);
 
 // dtype of the keys and values that queries meet: the cache's, or without a cache that of k_new.
@@ -56,8 +57,9 @@ Row attend_row(const pm_config& config, const pm_batch& batch, const pm_args& ar
 void store(const pm_config& config, const pm_batch& batch, const pm_args& args);
 
 // |out - row.out| and |lse - row.lse| in units of the bound: at most 1 is right, NaN never is.
-//   out: eps_out |ref| + c sum p|v|, eps_out half an ulp of out_dtype, c = 2^-8 where q and keys are bf16,
-//        else 2^-16, times max_score / 32 where that is above 1
+//   out: eps_out |ref| + c sum p|v|, eps_out half an ulp of out_dtype, c = 2^-8 where q is bf16 and keys are
+//   bf16 or
+//        fp8, else 2^-16, times max_score / 32 where that is above 1
 //   lse: c as above (the error of a score shifts lse by as much) + 2^-22 |lse| (f32 logarithms in base 2)
 // Where nothing is visible both must be exact.
 double out_error(const pm_config& config, const Row& row, const void* out);  // out: [D] out_dtype

@@ -119,7 +119,7 @@ void add_cache_options(CLI::App& app, Command& c) {
       ->check(CLI::Range(1, std::numeric_limits<int32_t>::max()))
       ->excludes(gib);
   add_dtype(app, "--dtype", c.replay.config.dtype, "Of q, new keys and values");
-  add_dtype(app, "--cache-dtype", c.cache_dtype, "Default: --dtype");
+  add_cache_dtype(app, c.cache_dtype, "Default: --dtype");
   add_layout(app, c.replay.config.layout);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "reference.h"
+
 namespace pagemill {
 namespace {
 
@@ -78,11 +80,11 @@ int64_t distinct(std::vector<Slots>& slots) {
 }  // namespace
 
 size_t element_size(pm_dtype dtype) {
-  return dtype == PM_F32 ? 4 : 2;
+  return reference::size_of(dtype);
 }
 
 const char* dtype_name(pm_dtype dtype) {
-  constexpr const char* kNames[] = {"f32", "bf16", "f16"};
+  constexpr const char* kNames[] = {"f32", "bf16", "f16", "f8e4m3", "f8e5m2"};
   return kNames[dtype];
 }
 
