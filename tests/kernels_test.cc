@@ -17,6 +17,7 @@ int stride() {
 }
 
 constexpr pm_dtype kDtypes[] = {PM_F32, PM_BF16, PM_F16};
+constexpr pm_dtype kCacheDtypes[] = {PM_F32, PM_BF16, PM_F16, PM_F8E4M3, PM_F8E5M2};
 constexpr pm_layout kLayouts[] = {PM_TILES, PM_ROWS, PM_NO_CACHE};
 
 std::vector<SequenceSpec> sequences(const std::vector<std::pair<int, int>>& lengths) {
@@ -55,7 +56,7 @@ PM_INSTANTIATE_EACH_ISA(Kernels);
 TEST_P(Kernels, Mixtures) {
   for (pm_layout layout : kLayouts)
     for (pm_dtype dtype : kDtypes)
-      for (pm_dtype cache : kDtypes)
+      for (pm_dtype cache : kCacheDtypes)
         for (bool wide_out : {false, true})
           for (const auto& seqs : {kDecode, kPrefill, kMixed}) {
             if (layout == PM_NO_CACHE && cache != dtype) continue;
@@ -68,10 +69,11 @@ TEST_P(Kernels, Mixtures) {
 
 TEST_P(Kernels, EveryHeadDim) {
   for (int dim = 16; dim <= 512; dim += 8 * stride())
-    for (pm_dtype dtype : kDtypes) {
+    for (pm_dtype cache : kCacheDtypes) {
       Spec spec = base(isa, kLayouts[dim / 8 % 2]);
       spec.head_dim = dim;
-      spec.dtype = spec.out_dtype = spec.cache_dtype = dtype;
+      spec.cache_dtype = cache;
+      if (cache == PM_F32 || cache == PM_F16) spec.dtype = spec.out_dtype = cache;
       spec.num_heads = 2, spec.num_kv_heads = 1;
       spec.seqs = sequences({{1, 50}, {20, 35}, {1, 140}});
       EXPECT_TRUE(right(spec));
@@ -84,6 +86,7 @@ TEST_P(Kernels, Groups) {
   for (int group : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33, 64, 71, 127, 128})
     for (int kv_heads : {1, 3}) {
       Spec spec = base(isa, kLayouts[group % 2]);
+      if (kv_heads == 3) spec.cache_dtype = PM_F8E4M3;
       spec.num_kv_heads = kv_heads, spec.num_heads = kv_heads * group;
       spec.seqs = sequences({{1, 50}, {9, 20}, {2, 140}});
       EXPECT_TRUE(right(spec));
@@ -94,7 +97,7 @@ TEST_P(Kernels, PageSizes) {
   for (int page :
        {1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 48, 64, 100, 112, 127, 128, 129, 255, 256, 400, 1000, 1024})
     for (pm_layout layout : {PM_TILES, PM_ROWS})
-      for (pm_dtype cache : {PM_BF16, PM_F32}) {
+      for (pm_dtype cache : {PM_BF16, PM_F32, PM_F8E5M2}) {
         if (layout == PM_TILES && page % 16) continue;
         Spec spec = base(isa, layout);
         spec.page_size = page;
@@ -145,6 +148,7 @@ TEST_P(Kernels, MemoryForms) {
             Spec spec = base(isa, layout);
             spec.tokens = tokens, spec.cache = cache, spec.edge = edge;
             spec.dtype = spec.out_dtype = dtype;
+            if (dtype == PM_F16) spec.cache_dtype = PM_F8E4M3;
             spec.out_padded = edge == Edge::kStart;
             spec.seqs = sequences({{1, 37}, {1, 1}, {20, 40}});
             EXPECT_TRUE(right(fitted(spec)));
@@ -198,6 +202,8 @@ const std::vector<Feature> kFeatures = {
     [](Spec& s) { s.layout = PM_NO_CACHE; },
     [](Spec& s) { s.dtype = s.out_dtype = s.cache_dtype = PM_F32; },
     [](Spec& s) { s.cache_dtype = PM_F16; },
+    [](Spec& s) { s.cache_dtype = PM_F8E4M3; },
+    [](Spec& s) { s.cache_dtype = PM_F8E5M2, s.k_scale = 0.5, s.v_scale = 4; },
     [](Spec& s) { s.amplitude = 20; },
     [](Spec& s) { s.seqs[0].causal = !s.causal, s.seqs[6].causal = !s.causal; },
     [](Spec& s) { s.seqs[2].first_position = 60, s.seqs[6].first_position = 10; },
@@ -228,6 +234,7 @@ TEST_P(Kernels, FeaturesOfSplitSequences) {
       [](Spec& s) { s.soft_cap = 1.5; },
       [](Spec& s) { s.window_left = 2300; },
       [](Spec& s) { s.q_scale = 0.7f, s.k_scale = 1.3f, s.v_scale = 3; },
+      [](Spec& s) { s.cache_dtype = PM_F8E4M3, s.k_scale = 1.3f, s.v_scale = 3; },
   };
   for (const Feature& feature : features)
     for (pm_layout layout : {PM_TILES, PM_ROWS})
@@ -245,19 +252,20 @@ TEST_P(Kernels, FeaturesOfSplitSequences) {
 
 // Bit for bit what one item gives that folds the same splits in ascending order.
 TEST_P(Kernels, InvariantSplitsKeepEveryBit) {
-  for (pm_layout layout : {PM_TILES, PM_ROWS}) {
-    Spec spec = base(isa, layout);
-    spec.dtype = spec.out_dtype = PM_F32;
-    spec.batch_invariant = true;
-    spec.seqs = sequences({{1, 5000}, {2, 6000}});
-    Spec split = spec;
-    spec.threads = 1, split.threads = 16;
-    Case whole(spec), parts(split);
-    EXPECT_GT(Plan(parts.config, parts.batch).stats().split_items, 0);
-    run(whole);
-    run(parts);
-    EXPECT_EQ(whole.outputs() == parts.outputs(), true) << describe(split);
-  }
+  for (pm_layout layout : {PM_TILES, PM_ROWS})
+    for (auto [dtype, cache] : {std::pair{PM_F32, PM_BF16}, {PM_F32, PM_F8E4M3}, {PM_BF16, PM_F8E4M3}}) {
+      Spec spec = base(isa, layout);
+      spec.dtype = spec.out_dtype = dtype, spec.cache_dtype = cache;
+      spec.batch_invariant = true;
+      spec.seqs = sequences({{1, 5000}, {2, 6000}});
+      Spec split = spec;
+      spec.threads = 1, split.threads = 16;
+      Case whole(spec), parts(split);
+      EXPECT_GT(Plan(parts.config, parts.batch).stats().split_items, 0);
+      run(whole);
+      run(parts);
+      EXPECT_EQ(whole.outputs() == parts.outputs(), true) << describe(split);
+    }
 }
 
 TEST_P(Kernels, CrossAttention) {

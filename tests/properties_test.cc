@@ -331,7 +331,7 @@ struct CacheMemory {
 
 RC_GTEST_PROP(Property, ConversionKeepsEveryElement, ()) {
   const int K = *rc::gen::inRange(1, 4), D = 8 * *rc::gen::inRange(2, 30), P = 16 * *rc::gen::inRange(1, 5);
-  const pm_dtype from = pm_dtype(*rc::gen::inRange(0, 3)), to = pm_dtype(*rc::gen::inRange(0, 3));
+  const pm_dtype from = pm_dtype(*rc::gen::inRange(0, 5)), to = pm_dtype(*rc::gen::inRange(0, 5));
   CacheMemory rows(PM_ROWS, from, K, D, P, 4), tiles(PM_TILES, to, K, D, P, 5), back(PM_ROWS, to, K, D, P, 4);
   std::mt19937_64 random(uint64_t(K * D + P));
   for (int64_t i = 0; i < 2 * rows.elements; ++i)
@@ -356,7 +356,7 @@ RC_GTEST_PROP(Property, ConversionKeepsEveryElement, ()) {
 // Of a NaN's bits only low ones may be set, which rounding would lose.
 TEST(Conversion, KeepsNaN) {
   constexpr uint32_t kLowNaN = 0x7f800001;
-  for (pm_dtype to : {PM_BF16, PM_F16}) {
+  for (pm_dtype to : {PM_BF16, PM_F16, PM_F8E4M3, PM_F8E5M2}) {
     CacheMemory rows(PM_ROWS, PM_F32, 1, 16, 16, 1), tiles(PM_TILES, to, 1, 16, 16, 1);
     std::memcpy(rows.memory.data(), &kLowNaN, sizeof kLowNaN);
     convert(rows.cache, nullptr, tiles.cache, nullptr, 1);

@@ -15,6 +15,12 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
+uint8_t bits8(pm_dtype dtype, double value) {
+  uint8_t bits = 0;
+  reference::put(dtype, &bits, 0, value);
+  return bits;
+}
+
 uint16_t bits16(pm_dtype dtype, double value) {
   uint16_t bits = 0;
   reference::put(dtype, &bits, 0, value);
@@ -47,6 +53,44 @@ TEST(Rounding, F16) {
   EXPECT_EQ(bits16(PM_F16, 65504), 0x7bff);
   EXPECT_EQ(bits16(PM_F16, 65519.99), 0x7bff);
   EXPECT_EQ(bits16(PM_F16, -65520), 0xfc00);
+}
+
+TEST(Rounding, F8E4M3) {
+  EXPECT_EQ(bits8(PM_F8E4M3, 1.0), 0x38);
+  EXPECT_EQ(bits8(PM_F8E4M3, 1 + 0x1p-4), 0x38);  // a tie goes to even
+  EXPECT_EQ(bits8(PM_F8E4M3, 1 + 0x3p-4), 0x3a);
+  EXPECT_EQ(bits8(PM_F8E4M3, 1 + 0x1p-4 + 0x1p-40), 0x39);
+  EXPECT_EQ(bits8(PM_F8E4M3, 2 - 0x1p-5), 0x40);  // carries into the exponent
+  EXPECT_EQ(bits8(PM_F8E4M3, -0.0), 0x80);
+  EXPECT_EQ(bits8(PM_F8E4M3, 0x1p-9), 0x01);  // smallest denormal
+  EXPECT_EQ(bits8(PM_F8E4M3, 0x1p-10), 0x00);
+  EXPECT_EQ(bits8(PM_F8E4M3, 0x3p-10), 0x02);
+  EXPECT_EQ(bits8(PM_F8E4M3, 0x1p-6 - 0x1p-11), 0x08);  // a denormal rounds up to a normal number
+  EXPECT_EQ(bits8(PM_F8E4M3, 448), 0x7e);               // largest
+  for (double beyond : {449.0, 480.0, 1e9, kInf}) EXPECT_EQ(bits8(PM_F8E4M3, -beyond), 0xfe);
+  EXPECT_EQ(bits8(PM_F8E4M3, std::nan("")), 0x7f);
+}
+
+TEST(Rounding, F8E5M2) {
+  EXPECT_EQ(bits8(PM_F8E5M2, 1.0), 0x3c);
+  EXPECT_EQ(bits8(PM_F8E5M2, 1 + 0x1p-3), 0x3c);
+  EXPECT_EQ(bits8(PM_F8E5M2, 1 + 0x3p-3), 0x3e);
+  EXPECT_EQ(bits8(PM_F8E5M2, 0x1p-16), 0x01);
+  EXPECT_EQ(bits8(PM_F8E5M2, 0x1p-17), 0x00);
+  EXPECT_EQ(bits8(PM_F8E5M2, 57344), 0x7b);
+  for (double beyond : {57345.0, 65536.0, 1e9, kInf}) EXPECT_EQ(bits8(PM_F8E5M2, beyond), 0x7b);
+  EXPECT_TRUE(std::isnan(reference::get(PM_F8E5M2, "\x7d", 0)));
+  EXPECT_EQ(reference::get(PM_F8E5M2, "\xfc", 0), -kInf);
+}
+
+TEST(Rounding, EveryNumberOf8BitsComesBack) {
+  for (pm_dtype dtype : {PM_F8E4M3, PM_F8E5M2})
+    for (int i = 0; i < 256; ++i) {
+      const auto bits = uint8_t(i);
+      const double value = reference::get(dtype, &bits, 0);
+      if (!std::isfinite(value)) continue;
+      ASSERT_EQ(bits8(dtype, value), bits) << i;
+    }
 }
 
 TEST(Rounding, EveryNumberOf16BitsComesBack) {
@@ -195,9 +239,9 @@ TEST(Reference, TilesLayout) {
   config.head_dim = 24;
   config.page_size = 48;
   pm_args args = reference::with_strides(config, PM_ARGS_INIT);
-  for (pm_dtype dtype : {PM_BF16, PM_F32}) {
+  for (pm_dtype dtype : {PM_BF16, PM_F32, PM_F8E4M3}) {
     config.cache_dtype = dtype;
-    const int D = 24, r = dtype == PM_F32 ? 1 : 2;
+    const int D = 24, r = dtype == PM_F32 ? 1 : dtype == PM_BF16 ? 2 : 4;
     for (int t = 0; t < 48; ++t)
       for (int d = 0; d < D; ++d) {
         int64_t plane = (5 * 2 + 1) * 2 * 48 * D;
@@ -234,7 +278,7 @@ double naive_out(const Case& c, int seq, int query, int head, int d) {
 
 TEST(Reference, AgreesWithNaiveFormula) {
   for (pm_layout layout : {PM_TILES, PM_ROWS})
-    for (pm_dtype dtype : {PM_F32, PM_BF16, PM_F16}) {
+    for (pm_dtype dtype : {PM_F32, PM_BF16, PM_F16, PM_F8E4M3, PM_F8E5M2}) {
       Spec spec;
       spec.num_heads = 6, spec.num_kv_heads = 2, spec.head_dim = 40;
       spec.layout = layout;

@@ -63,7 +63,7 @@ void FuzzedCall::choose_config(Bytes& bytes) {
   config.head_dim = bytes.pick({16, 64, 24, 80, 136});
   config.dtype = dtype();
   config.out_dtype = bytes.any<bool>() ? PM_F32 : config.dtype;
-  config.cache_dtype = dtype();
+  config.cache_dtype = bytes.one_in(3) ? bytes.pick({PM_F8E4M3, PM_F8E5M2}) : dtype();
   config.layout = bytes.pick({PM_TILES, PM_ROWS, PM_TILES, PM_ROWS, PM_NO_CACHE});
   config.page_size = config.layout == PM_TILES ? bytes.pick({16, 32, 48}) : bytes.pick({16, 1, 5, 33});
   config.causal = !bytes.one_in(4);
