@@ -10,10 +10,13 @@ namespace {
 // What compilers make of `#pragma omp parallel`, of GCC's runtime and of LLVM's.
 using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// Of the runtime that ATen itself calls: another one would start threads of its own.
+// Of the runtime that ATen itself calls, found as the linker found it: another one, such as that of a wheel
+// whose process has preloaded its own, would start threads of its own.
 Parallel find_parallel() {
   void* aten = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
-  return aten ? reinterpret_cast<Parallel>(dlsym(aten, "GOMP_parallel")) : nullptr;
+  if (!aten) return nullptr;
+  void* preloaded = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  return reinterpret_cast<Parallel>(preloaded ? preloaded : dlsym(aten, "GOMP_parallel"));
 }
 
 struct Region {
