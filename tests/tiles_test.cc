@@ -17,7 +17,6 @@ using amx_emulated::Tiles;
 using Verbs = TileMma<Tiles>;
 
 constexpr int kMostRows = 32;
-const auto kNothingBeside = [] {};
 
 // A block of keys and values in PM_TILES and rows to multiply them with.
 struct Operands {
@@ -51,7 +50,7 @@ struct Operands {
     std::vector<float> s(kMaxTileRows * kBlockKeys, -1);
     const Verbs verbs(item_rows, dim);
     verbs.scores<0>(reinterpret_cast<const std::byte*>(&q[size_t(first) * dim]), dim * 2, rows,
-                    k_groups.data(), kBlockGroups, dim, s.data(), kNothingBeside);
+                    k_groups.data(), kBlockGroups, dim, s.data(), nullptr);
     s.resize(size_t(rows) * kBlockKeys);
     return s;
   }
@@ -61,10 +60,11 @@ struct Operands {
     std::vector<float> o((kMostRows + kSpareRows) * size_t(padded_dim(dim)), 0);
     std::fill(o.begin() + rows * padded_dim(dim), o.end(), -1.0f);
     const Verbs verbs(item_rows, dim);
-    verbs.arrange(ks.data(), vs.data(), begin, end, dim, reinterpret_cast<std::byte*>(stage.data()));
+    Verbs::pair_keys(ks.data(), begin, end);
+    Verbs::pair_values(vs.data(), begin, end, dim, reinterpret_cast<std::byte*>(stage.data()));
     const int first = begin / 2 * 2, groups = (end + 1) / 2 * 2 - first;
     verbs.accumulate<0>(reinterpret_cast<const std::byte*>(&p[size_t(first) * kGroupKeys]), rows,
-                        vs.data() + first, groups, dim, o.data(), kNothingBeside);
+                        vs.data() + first, groups, dim, o.data(), nullptr);
     return o;
   }
 

@@ -86,7 +86,7 @@ bool carry_out(const Instruction& i) {
     Tiles::release();
   } else if (i.opcode == 0x49 && i.prefix == kF2 && !i.memory) {
     with_tile(i.reg, [](auto t) { Tiles::zero<decltype(t)::value>(); });
-  } else if (i.opcode == 0x4b && i.prefix == kF2 && i.memory) {
+  } else if (i.opcode == 0x4b && (i.prefix == kF2 || i.prefix == k66) && i.memory) {
     with_tile(i.reg, [&](auto t) { Tiles::load<decltype(t)::value>(memory, i.stride); });
   } else if (i.opcode == 0x4b && i.prefix == kF3 && i.memory) {
     with_tile(i.reg, [&](auto t) { Tiles::store<decltype(t)::value>(memory, i.stride); });

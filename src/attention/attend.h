@@ -2,6 +2,7 @@
 // accumulate; then normalise and store, or leave a partial result, which the last to finish merges in order.
 #pragma once
 
+#include "attention/anchored.h"
 #include "attention/merge.h"
 #include "attention/softmax.h"
 #include "attention/stage.h"
@@ -88,8 +89,10 @@ class Attend {
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
     const auto heads = [&](auto f) PM_INLINE_LAMBDA { for_heads(token_begin, token_end, f); };
+    const bool stream = Verbs::kStreams && (token_end - token_begin) * step_.group > Isa::kTileRows;
     const int32_t block_keys =
-        item_.kv_head_end - item_.kv_head_begin > 1
+        stream ? kChunkKeys
+        : item_.kv_head_end - item_.kv_head_begin > 1
             ? shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant)
             : kBlockKeys;
     heads([&](int row_begin, int row_end) { clear(row_begin, row_end); });
@@ -114,17 +117,13 @@ class Attend {
       }
       heads([&](int row_begin, int row_end) {
         const Stager<Isa> stager(step_, seq_, kv_head_of(row_begin), scratch_);
-        if constexpr (!Verbs::kOverlaps) {
-          if (row_end - row_begin <= Isa::kTileRows) {
-            attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
-            return;
-          }
+        if (row_end - row_begin <= Isa::kTileRows) {
+          attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
+        } else if constexpr (Verbs::kStreams) {
+          attend_chunk(block, begin, end, row_begin, row_end, stager, ahead);
+        } else {
+          attend_block(block, begin, end, row_begin, row_end, stager, ahead);
         }
-        Block places;
-        stager.load(block, begin, end, scratch_.v, places, ahead);
-        verbs_.arrange(places.k, places.v, (begin - block) / kGroupKeys,
-                       (end - block + kGroupKeys - 1) / kGroupKeys, dim_, scratch_.v);
-        attend_block(block, begin, end, row_begin, row_end, places, ahead);
       });
       begin = end;
     }
@@ -157,8 +156,9 @@ class Attend {
                    const Stager<Isa>& stager, Ahead& ahead) {
     Block places;
     const KeyBlock keys{block, begin, end, places};
-    const RowTile tile = row_tile(keys, row_begin, row_end, 0);
+    const RowTile tile = row_tile(keys, row_begin, row_end);
     if (tile.groups == 0) return;
+    const int first = (begin - block) / kGroupKeys, last = (end - block + kGroupKeys - 1) / kGroupKeys;
     if constexpr (Verbs::kFromRows > 0) {
       const CacheView& c = step_.cache;
       const bool as_it_lies =
@@ -170,9 +170,11 @@ class Attend {
     }
     stager.load_keys(block, begin, end, places, ahead);
     Ahead* prefetch = ahead.num_chunks > 0 ? &ahead : nullptr;
+    verbs_.pair_keys(places.k, first, last);
     scores(keys, tile, prefetch);
-    weigh(keys, tile, 0, tile.rows);
+    weigh(keys, tile);
     stager.load_values(block, begin, end, scratch_.k, places, ahead);
+    verbs_.pair_values(places.v, first, last, dim_, pairs());
     accumulate(keys, tile, prefetch);
   }
 
@@ -187,7 +189,7 @@ class Attend {
       stager.list_f8(keys.block, keys.begin, keys.end, places, ahead);
       verbs_.scores_from_f8(q, ldq, tile.rows, dtype, places.k + tile.first, tile.groups, dim_, tile.s,
                             ahead);
-      weigh(keys, tile, 0, tile.rows);
+      weigh(keys, tile);
       verbs_.accumulate_from_f8(p, tile.rows, dtype, places.v + tile.first, tile.groups, dim_, o, ahead);
       return;
     }
@@ -195,37 +197,26 @@ class Attend {
     stager.list_rows(keys.block, keys.begin, keys.end, rows);
     const int64_t key = tile.first * kGroupKeys;
     verbs_.template scores_from_rows<kD>(q, ldq, tile.rows, rows.k + key, tile.groups, dim_, tile.s, ahead);
-    weigh(keys, tile, 0, tile.rows);
+    weigh(keys, tile);
     verbs_.template accumulate_from_rows<kD>(p, tile.rows, rows.v + key, tile.groups, dim_, o, ahead);
   }
 
   void attend_block(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,
-                    const Block& places, Ahead& ahead) {
+                    const Stager<Isa>& stager, Ahead& ahead) {
+    Block places;
+    stager.load(block, begin, end, scratch_.v, places, ahead);
     const KeyBlock keys{block, begin, end, places};
-    RowTile scored, weighed;
-    int tiles = 0;
     for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
-      const RowTile tile = row_tile(keys, row, row_end, Verbs::kOverlaps ? tiles % 2 : 0);
+      const RowTile tile = row_tile(keys, row, row_end);
       if (tile.groups == 0) continue;
-      ++tiles;
-      if constexpr (Verbs::kOverlaps) {
-        turn(keys, tile, scored, weighed, ahead);
-        weighed = scored;
-        scored = tile;
-      } else {
-        Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
-        scores(keys, tile, prefetch);
-        weigh(keys, tile, 0, tile.rows);
-        accumulate(keys, tile, prefetch);
-      }
-    }
-    if constexpr (Verbs::kOverlaps) {
-      turn(keys, {}, scored, weighed, ahead);
-      turn(keys, {}, {}, scored, ahead);
+      Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
+      scores(keys, tile, prefetch);
+      weigh(keys, tile);
+      accumulate(keys, tile, prefetch);
     }
   }
 
-  RowTile row_tile(const KeyBlock& keys, int row, int row_end, int buffer) const {
+  RowTile row_tile(const KeyBlock& keys, int row, int row_end) const {
     const int rows = row_end - row < Isa::kTileRows ? row_end - row : Isa::kTileRows;
     Range seen = visible_keys(seq_, step_.window, token_of(row), token_of(row + rows - 1) + 1);
     if (seen.begin < keys.begin) seen.begin = keys.begin;
@@ -233,91 +224,194 @@ class Attend {
     if (seen.begin >= seen.end) return {};
     constexpr int kUnit = Verbs::kGroups * kGroupKeys;
     const int first = (seen.begin - keys.block) / kUnit, last = (seen.end - keys.block + kUnit - 1) / kUnit;
-    const int offset = buffer * kMaxTileRows * kBlockKeys;
     return {row,
             rows,
             first * Verbs::kGroups,
             (last - first) * Verbs::kGroups,
-            scratch_.s + offset,
-            scratch_.p + offset};
+            scratch_.s,
+            scratch_.p};
   }
 
-  // Verbs that overlap call this between their products: it weighs the tile, a share of its rows at a time,
-  // and fetches some lines of the next block.
-  struct Beside {
+  // Where pairs of values are put side by side: behind those that are staged.
+  std::byte* pairs() const { return scratch_.v + int64_t{kChunkKeys} * padded_dim(dim_) * 2; }
+
+  // What TileStream asks of the softmax between its products.
+  struct StreamSoftmax {
+    using Granule = typename Verbs::template Stream<kD>::Granule;
     Attend& task;
     const KeyBlock& keys;
-    const RowTile& tile;
     Ahead& ahead;
-    const int calls;  // expected
-    int weighed = 0, due = 0;
+    int row = -1;           // the tile's first
+    Range plain{0, 0};      // keys that all its rows see, if no score is transformed
+    bool anchored = false;  // all its rows have a maximum
+    bool is_plain = false;  // the granule at work
 
-    PM_NOINLINE void operator()() {
-      ahead.step<4>();
-      ahead.step<4>();
-      ahead.step<4>();
-      ahead.step<4>();
-      for (due += tile.rows; due >= calls && weighed < tile.rows; due -= calls) {
-        task.weigh(keys, tile, weighed, weighed + 1);
-        ++weighed;
-      }
+    PM_INLINE void fetch() {
+      if (ahead.chunk == ahead.num_chunks) return;
+      for (int i = 0; i < 4; ++i) ahead.step<4>();
     }
+    PM_INLINE void weigh(const Granule& g, int begin, int end) {
+      if (begin == 0) look_at(g);
+      if (is_plain) {
+        const int first = g.row + begin;
+        begin += weigh_plain_granules<Isa>(task.scratch_.s + begin * kGranuleKeys, task.step_.scale * kLog2e,
+                                           end - begin, task.scratch_.m + first,
+                                           task.scratch_.l + first * kGroupKeys,
+                                           g.p + begin * kBlockKeys + g.index * kGranuleKeys, kBlockKeys);
+      }
+      if (begin < end) weigh_any(g, begin, end);
+    }
+    void look_at(const Granule& g) {
+      if (g.row != row) {
+        row = g.row;
+        plain = task.plain_keys(g.row, g.rows);
+        anchored = task.anchored(g.row, g.rows);
+      }
+      is_plain = plain.begin <= g.key && g.key + kGranuleKeys <= plain.end;
+      if (!is_plain || anchored) return;
+      anchor_plain_granules<Isa>(task.scratch_.s, task.step_.scale * kLog2e, g.rows, task.scratch_.m + g.row);
+      is_plain = anchored = task.anchored(g.row, g.rows);
+    }
+    PM_NOINLINE void weigh_any(const Granule& g, int begin, int end) {
+      const int32_t column = g.index * kGranuleKeys;
+      task.for_rows(g.row + begin, g.row + end, g.key, [&](int of_item, Range seen, const ScoreTransform& t) {
+        const int r = of_item - g.row;
+        task.weigh_granule_of(of_item, task.scratch_.s + r * kGranuleKeys, task.inside(seen, keys, g.key), t,
+                              g.p + r * kBlockKeys + column, column);
+      });
+      if (end == g.rows) anchored = task.anchored(g.row, g.rows);
+    }
+    bool unit_ends(const Granule&) const { return task.raised_; }
+    void scale_sums(const Granule& g) { task.scale_sums(g.row, g.rows); }
   };
 
-  // Products of two tiles of rows, beside the softmax of the one between them.
-  void turn(const KeyBlock& keys, const RowTile& to_score, const RowTile& to_weigh,
-            const RowTile& to_accumulate, Ahead& ahead) {
-    Beside beside{*this, keys, to_weigh, ahead, Verbs::calls(to_score.groups + to_accumulate.groups, dim_)};
-    if (to_score.rows) scores(keys, to_score, beside);
-    if (to_accumulate.rows) accumulate(keys, to_accumulate, beside);
-    weigh(keys, to_weigh, beside.weighed, to_weigh.rows);
+  // Tiles of rows one after the other, each against all keys of the chunk.
+  void attend_chunk(int32_t block, int32_t begin, int32_t end, int row_begin, int row_end,
+                    const Stager<Isa>& stager, Ahead& ahead) {
+    Block places;
+    stager.load(block, begin, end, scratch_.v, places, ahead);
+    const int first_group = (begin - block) / kGroupKeys;
+    const int last_group = (end - block + kGroupKeys - 1) / kGroupKeys;
+    verbs_.pair_keys(places.k, first_group, last_group);
+    verbs_.pair_values(places.v, first_group, last_group, dim_, pairs());
+    const KeyBlock keys{block, begin, end, places};
+    StreamSoftmax softmax{*this, keys, ahead};
+    typename Verbs::template Stream<kD> stream(verbs_, dim_, scratch_.s);
+    int units = 0;
+    for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
+      const RowTile tile = row_tile(keys, row, row_end);
+      const int granules = tile.groups / 2;
+      for (int unit = 0; unit < granules; unit += kUnitGranules) {
+        const int count = granules - unit < kUnitGranules ? granules - unit : kUnitGranules;
+        uint16_t* p = scratch_.p + units++ % 2 * (kMaxTileRows * kBlockKeys);
+        for (int i = 0; i < count; ++i) {
+          const int group = tile.first + 2 * (unit + i);
+          stream.push({scratch_.q + int64_t{row} * dim_ * kRowBytes, places.k + group,
+                       places.v + tile.first + 2 * unit, p, scratch_.o + int64_t{row} * ldo_, tile.rows, i,
+                       count, row, block + group * kGroupKeys},
+                      softmax);
+        }
+      }
+    }
+    stream.finish(softmax);
   }
 
-  template <class Meanwhile>
-  void scores(const KeyBlock& keys, const RowTile& t, Meanwhile&& meanwhile) {
+  // Keys of the item that rows [row, row + rows) all see, none if scores are transformed.
+  Range plain_keys(int row, int rows) const {
+    if (transforms()) return {0, 0};
+    const Range first = visible_keys(seq_, step_.window, token_of(row));
+    const Range last = visible_keys(seq_, step_.window, token_of(row + rows - 1));
+    return {last.begin > item_.key_begin ? last.begin : item_.key_begin,
+            first.end < item_.key_end ? first.end : item_.key_end};
+  }
+  bool anchored(int row, int rows) const {
+    bool all = true;
+    for (int r = row; r < row + rows; ++r) all &= scratch_.m[r] != kNone;
+    return all;
+  }
+
+  void weigh_granule_of(int row, float* s, Range seen, const ScoreTransform& transform, uint16_t* weights,
+                        int before) {
+    float keep = 1.0f;
+    const AnchoredRow state{scratch_.m + row, scratch_.l + row * kGroupKeys, &keep};
+    weigh_any_granule<Isa>(s, seen.begin, seen.end, transform, state, weights, before);
+    if (keep == 1.0f) return;
+    if (!raised_) for (int i = 0; i < kMaxTileRows; ++i) scratch_.keep[i] = 1.0f;
+    raised_ = true;
+    scratch_.keep[row % kMaxTileRows] *= keep;
+  }
+  // Before weights that were made after a raise meet their values.
+  void scale_sums(int row, int rows) {
+    for (int r = row; r < row + rows; ++r) {
+      const auto keep = Isa::set1(scratch_.keep[r % kMaxTileRows]);
+      float* o = scratch_.o + int64_t{r} * ldo_;
+      for (int d = 0; d < ldo_; d += Isa::kLanes) Isa::store(o + d, Isa::mul(Isa::load(o + d), keep));
+    }
+    raised_ = false;
+  }
+
+  void scores(const KeyBlock& keys, const RowTile& t, Ahead* prefetch) {
     verbs_.template scores<kD>(scratch_.q + int64_t{t.row} * dim_ * kRowBytes, int64_t{dim_} * kRowBytes,
-                               t.rows, keys.places.k + t.first, t.groups, dim_, t.s, meanwhile);
+                               t.rows, keys.places.k + t.first, t.groups, dim_, t.s, prefetch);
   }
 
-  template <class Meanwhile>
-  void accumulate(const KeyBlock& keys, const RowTile& t, Meanwhile&& meanwhile) {
+  void accumulate(const KeyBlock& keys, const RowTile& t, Ahead* prefetch) {
     const std::byte* weights =
         kBf16Weights ? reinterpret_cast<std::byte*>(t.p) : reinterpret_cast<std::byte*>(t.s);
     verbs_.template accumulate<kD>(weights, t.rows, keys.places.v + t.first, t.groups, dim_,
-                                   scratch_.o + int64_t{t.row} * ldo_, meanwhile);
+                                   scratch_.o + int64_t{t.row} * ldo_, prefetch);
   }
 
-  // Scores to weights for rows [row_begin, row_end) of a tile.
-  void weigh(const KeyBlock& keys, const RowTile& tile, int row_begin, int row_end) {
-    const int32_t key = keys.block + tile.first * kGroupKeys;  // of column 0
-    const int columns = tile.groups * kGroupKeys;
-    ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0,
-                             step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0)};
-    const int of_group = (tile.row + row_begin) % step_.group;
-    int32_t token = token_of(tile.row + row_begin), head = head_of(tile.row + row_begin);
-    const int32_t past_head = head - of_group + step_.group;
-    for (int r = row_begin; r < row_end; ++r, ++head) {  // no division for each row
-      const int row = tile.row + r;
+  bool transforms() const { return step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0); }
+
+  // Calls f(row, keys that it sees, transform of its scores from key `key` on) for rows of one KV head.
+  template <class F>
+  PM_INLINE void for_rows(int row_begin, int row_end, int32_t key, F f) {
+    ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0, transforms()};
+    int32_t token = token_of(row_begin), head = head_of(row_begin);
+    const int32_t past_head = head - row_begin % step_.group + step_.group;
+    for (int row = row_begin; row < row_end; ++row, ++head) {  // no division for each row
       if (head == past_head) {
         head -= step_.group;
         ++token;
       }
-      Range seen = visible_keys(seq_, step_.window, token);
-      if (seen.begin < keys.begin) seen.begin = keys.begin;
-      if (seen.end > keys.end) seen.end = keys.end;
       if (step_.alibi_slopes) {
         transform.slope = step_.alibi_slopes[head];
         transform.first_distance = static_cast<float>(int64_t{seq_.first_position} + token - key);
       }
-      const RowState state{scratch_.o + int64_t{row} * ldo_, scratch_.m + row, scratch_.l + row * kGroupKeys};
-      float* s = tile.s + r * kBlockKeys;
-      if constexpr (kBf16Weights) {
-        softmax_row<Isa, true>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state,
-                               tile.p + r * kBlockKeys);
-      } else {
-        softmax_row<Isa, false>(s, columns, seen.begin - key, seen.end - key, transform, ldo_, state, s);
-      }
+      f(row, visible_keys(seq_, step_.window, token), transform);
     }
+  }
+  // What is visible of a block, as columns of which the first is `key`.
+  Range inside(Range seen, const KeyBlock& keys, int32_t key) const {
+    if (seen.begin < keys.begin) seen.begin = keys.begin;
+    if (seen.end > keys.end) seen.end = keys.end;
+    return {seen.begin - key, seen.end - key};
+  }
+
+  // Scores to weights of a tile.
+  void weigh(const KeyBlock& keys, const RowTile& tile) {
+    const int32_t key = keys.block + tile.first * kGroupKeys;  // of column 0
+    const int columns = tile.groups * kGroupKeys;
+    for_rows(tile.row, tile.row + tile.rows, key, [&](int row, Range seen, const ScoreTransform& transform) {
+      const int r = row - tile.row;
+      const Range visible = inside(seen, keys, key);
+      float* s = tile.s + r * kBlockKeys;
+      uint16_t* p = tile.p + r * kBlockKeys;
+      const RowState state{scratch_.o + int64_t{row} * ldo_, scratch_.m + row, scratch_.l + row * kGroupKeys};
+      if constexpr (Verbs::kStreams) {
+        for (int c = 0; c < columns; c += kGranuleKeys) {
+          ScoreTransform t = transform;
+          t.first_distance -= static_cast<float>(c);
+          weigh_granule_of(row, s + c, {visible.begin - c, visible.end - c}, t, p + c, c);
+        }
+      } else if constexpr (kBf16Weights) {
+        softmax_row<Isa, true>(s, columns, visible.begin, visible.end, transform, ldo_, state, p);
+      } else {
+        softmax_row<Isa, false>(s, columns, visible.begin, visible.end, transform, ldo_, state, s);
+      }
+    });
+    if (raised_) scale_sums(tile.row, tile.rows);
   }
 
   float sum_l(int row) const {
@@ -412,11 +506,16 @@ class Attend {
     if (m == kNone && l == 0.0f) {
       std::memset(out, 0, static_cast<size_t>(dim_ * dtype_bytes(step_.out_dtype)));
     } else {
-      const float sink = lse * kLog2e, top = sink > m ? sink : m, keep = std::exp2(m - top);
-      const float denominator = l * keep + std::exp2(sink - top);
+      float top = m, keep = 1.0f, denominator = l;
+      if (step_.sinks) {
+        const float sink = lse * kLog2e;
+        top = sink > m ? sink : m;
+        keep = std::exp2(m - top);
+        denominator = l * keep + std::exp2(sink - top);
+      }
       convert_row<Isa>(reinterpret_cast<const std::byte*>(o), PM_F32, out, step_.out_dtype, dim_,
                        step_.v_scale * keep / denominator);
-      lse = (top + std::log2(denominator)) * kLn2;
+      if (step_.lse) lse = (top + std::log2(denominator)) * kLn2;
     }
     if (step_.lse) step_.lse[token * step_.lse_stride + head] = lse;
   }
@@ -426,6 +525,7 @@ class Attend {
   const ItemQueue& queue_;
   const Item* next_ = nullptr;
   bool took_next_ = false;
+  bool raised_ = false;  // Scratch::keep holds factors of the rows at work
   const Sequence& seq_;
   const int dim_, ldo_, head_rows_, rows_;  // head_rows_: of one KV head
   const Verbs verbs_;

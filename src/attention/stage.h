@@ -10,8 +10,8 @@
 namespace pagemill {
 
 struct Block {
-  const std::byte* k[kBlockGroups];
-  const std::byte* v[kBlockGroups];
+  const std::byte* k[kChunkKeys / kGroupKeys];
+  const std::byte* v[kChunkKeys / kGroupKeys];
 };
 // The same as rows, one for each key.
 struct BlockRows {

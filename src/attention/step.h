@@ -13,6 +13,9 @@ constexpr int kGroupKeys = 16;  // keys of one group of a compute layout, as in 
 constexpr int kBlockKeys =
     128;  // keys between two looks at the running maximum; blocks lie at multiples of it
 constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
+constexpr int kGranuleKeys = 2 * kGroupKeys;  // keys of one tile product
+constexpr int kUnitGranules = 4;  // whose weights meet their values together
+constexpr int kChunkKeys = 512;  // keys that a tile of rows meets before the next one has its turn, with tiles
 constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results end at multiples of it
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 128;  // G
@@ -121,14 +124,15 @@ inline Range visible_keys(const Sequence& s, const Window& w, int32_t token_begi
 // The memory that one task works in; carved by scratch_layout.
 struct Scratch {
   std::byte* q;    // [rows, D] bf16 or f32
-  float* s;        // [2, kMaxTileRows, kBlockKeys] scores, then f32 weights, of tiles of rows that take turns
-  uint16_t* p;     // [2, kMaxTileRows, kBlockKeys] bf16 weights
+  float* s;        // [kMaxTileRows, kBlockKeys] scores, then f32 weights, of a tile of rows
+  uint16_t* p;     // [2, kMaxTileRows, kBlockKeys] bf16 weights of units that take turns
   float* o;        // [rows, D'] f32, D' = D rounded up to 16
   float* m;        // [rows] log2 units
   float* l;        // [rows, 16] partial sums
   float* acc;      // [rows, D' + 2] what earlier invariant splits gave: O, m, l
-  std::byte* k;    // [kBlockKeys * D] staged keys
-  std::byte* v;    // [kBlockKeys * D] staged values
+  float* keep;     // [kMaxTileRows] what rows of o are still to be scaled by
+  std::byte* k;    // [kBlockKeys * D] f32 or [kChunkKeys * D] bf16 staged keys
+  std::byte* v;    // [kBlockKeys * D] f32 or [2, kChunkKeys * D] bf16 staged values
   std::byte* raw;  // [16, D] f32: new rows on their way into a group, groups of fp8 on theirs to k and v
 };
 
@@ -148,14 +152,15 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
   };
   const size_t d = static_cast<size_t>(padded_dim(head_dim)), n = static_cast<size_t>(rows);
   out.q = take((n + kSpareRows) * d * 4);
-  out.s = reinterpret_cast<float*>(take(2 * kMaxTileRows * kBlockKeys * 4));
+  out.s = reinterpret_cast<float*>(take(kMaxTileRows * kBlockKeys * 4));
   out.p = reinterpret_cast<uint16_t*>(take(2 * kMaxTileRows * kBlockKeys * 2));
   out.o = reinterpret_cast<float*>(take((n + kSpareRows) * d * 4));
   out.m = reinterpret_cast<float*>(take(n * 4));
   out.l = reinterpret_cast<float*>(take(n * 16 * 4));
   out.acc = reinterpret_cast<float*>(take(invariant ? n * (d + 2) * 4 : 0));
-  out.k = take(kBlockKeys * d * 4);
-  out.v = take(kBlockKeys * d * 4);
+  out.keep = reinterpret_cast<float*>(take(kMaxTileRows * 4));
+  out.k = take(kChunkKeys * d * 2);
+  out.v = take(2 * kChunkKeys * d * 2);
   out.raw = take(16 * d * 4);
   return used;
 }

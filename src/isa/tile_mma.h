@@ -41,75 +41,82 @@ PM_INLINE void for_each_index(F f) {
       PM_INLINE_LAMBDA { (f(std::integral_constant<int, i>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
-// Tiles: configure, release, zero<t>, load<t>, store<t>, dpbf16<sums, a, b>; of the machine or emulated.
+template <class Tiles, int kD>
+class TileStream;
+
+// Tiles: configure, release, zero<t>, load<t>, load_once<t>, store<t>, dpbf16<sums, a, b>; of the machine or
+// emulated.
 // Lives as long as an item: the tiles are configured once, and released so that nobody saves them later.
 template <class Tiles>
 class TileMma {
  public:
   static constexpr int kGroups = 2;  // of keys, in one product of weights and values
-  static constexpr bool kOverlaps = true;
+  static constexpr bool kStreams = true;
+  static constexpr int kFromRows = 0;
+  template <int kD>
+  using Stream = TileStream<Tiles, kD>;
 
-  TileMma(int rows, int head_dim) : rows_(tile_rows(rows)), tail_(head_dim / 2 % kPairs) {
+  TileMma(int rows, int head_dim) : rows_(tile_rows(rows)) {
+    const int tail = head_dim / 2 % kPairs;
     TileConfig config;
     for (int sums = 0; sums < 4; ++sums) config.set(sums, rows_, 64);
     config.set(kFull.a[0], rows_, 64);
     config.set(kFull.b[0], kPairs, 64);
-    config.set(kTail.a[0], rows_, tail_ ? tail_ * 4 : 64);
-    config.set(kTail.b[0], tail_ ? tail_ : kPairs, 64);
+    config.set(kTail.a[0], rows_, tail ? tail * 4 : 64);
+    config.set(kTail.b[0], tail ? tail : kPairs, 64);
     Tiles::configure(config);
   }
   ~TileMma() { Tiles::release(); }
   TileMma(const TileMma&) = delete;
   TileMma& operator=(const TileMma&) = delete;
 
-  // Calls of `beside` that each verb makes for so many groups.
-  static int calls(int groups, int head_dim) { return groups * ((head_dim + 31) / 32); }
-
-  // Makes the groups [begin, end) of a block whole pairs that lie side by side. `stage` [kBlockKeys * D] f32
-  // is where values are staged: those of bf16 leave its second half free. A group that a pair lacks has zeros
-  // for values, and borrows the other's keys: its scores are masked.
-  void arrange(const std::byte** k, const std::byte** v, int begin, int end, int head_dim,
-               std::byte* stage) const {
+  // Makes the groups [begin, end) of a block whole pairs: a group that a pair lacks borrows the other's keys,
+  // whose scores are masked.
+  static void pair_keys(const std::byte** k, int begin, int end) {
+    if (begin % 2) k[begin - 1] = k[begin];
+    if (end % 2) k[end] = k[end - 1];
+  }
+  // The same for values, with zeros for those of a group that lacks; and pairs lie side by side, in `stage`
+  // [keys of the block * D'] bf16 where they do not.
+  static void pair_values(const std::byte** v, int begin, int end, int head_dim, std::byte* stage) {
     const int64_t row = int64_t{head_dim} * 4, padded_row = int64_t{padded_dim(head_dim)} * 4;
-    std::byte* to = stage + kBlockKeys / 2 * padded_row;
+    std::byte* to = stage;
     for (int g = begin / 2 * 2; g < end; g += 2, to += kPairs * padded_row) {
       const bool first = g >= begin, second = g + 1 < end;
       if (first && second && row == padded_row && v[g + 1] == v[g] + kPairs / 2 * row) continue;
-      if (!first) k[g] = k[g + 1];
-      if (!second) k[g + 1] = k[g];
       copy_values(first ? v[g] : nullptr, row, to, padded_row);
       copy_values(second ? v[g + 1] : nullptr, row, to + kPairs / 2 * padded_row, padded_row);
       v[g] = to;
     }
   }
 
-  // As VectorMma::scores. `beside` is called once for every tile of B.
-  template <int kD, class Beside>
+  // As VectorMma::scores.
+  template <int kD>
   void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups, int head_dim,
-              float* s, Beside&& beside) const {
+              float* s, Ahead* ahead) const {
     if (rows > rows_) {
       for (int g = 0; g < groups; g += 2) {
-        scores_block<2, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+        scores_block<2, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
       }
     } else {
       int g = 0;
       for (; g + 4 <= groups; g += 4) {
-        scores_block<1, 4>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+        scores_block<1, 4>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
       }
-      if (g < groups) scores_block<1, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, beside);
+      if (g < groups) scores_block<1, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
     }
   }
 
-  // As VectorMma::accumulate, of values that arrange() has seen.
-  template <int kD, class Beside>
+  // As VectorMma::accumulate, of values that pair_values() has seen.
+  template <int kD>
   void accumulate(const std::byte* p, int rows, const std::byte* const* v, int groups, int head_dim, float* o,
-                  Beside&& beside) const {
+                  Ahead* ahead) const {
     const int ldo = padded_dim(head_dim), columns = ldo / 16;
     int column = 0;
     const auto blocks_of = [&](auto r, auto n) PM_INLINE_LAMBDA {
       constexpr int R = decltype(r)::value, N = decltype(n)::value;
       for (; column + N <= columns; column += N) {
-        accumulate_block<R, N>(p, rows, v, groups, ldo, column * 64, o + column * 16, beside);
+        accumulate_block<R, N>(p, rows, v, groups, head_dim, ldo, column * 64, o + column * 16, ahead);
       }
     };
     const std::integral_constant<int, 1> one;
@@ -124,8 +131,73 @@ class TileMma {
     }
   }
 
+  // The products of R tiles of rows and N groups of keys, in steps of 32 dims: begin(sums) before the first
+  // product of each of the sums [R][N], after(step) after each step. kD, if known, has the steps unrolled.
+  template <int R, int N, int kD, class Begin, class After>
+  PM_INLINE void scores_steps(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
+                              Begin&& begin, After&& after) const {
+    const int pairs = (kD ? kD : head_dim) / 2, full = pairs / kPairs, tail = pairs % kPairs;
+    const auto step = [&](int d, auto operands, auto&& first) PM_INLINE_LAMBDA {
+      multiply<R, N, decltype(operands)::value>(
+          q + d * 64, ldq, [&](int n) PM_INLINE_LAMBDA { return k[n] + d * (kPairs * 64); }, 64, first);
+      after(d);
+    };
+    const auto any = [&](int d, auto&& first) PM_INLINE_LAMBDA {
+      if (tail == 0) {
+        step(d, constant<kBoth>(), first);
+      } else if (d < full) {
+        step(d, constant<kFull>(), first);
+      } else {
+        step(d, constant<kTail>(), first);
+      }
+    };
+    any(0, begin);
+    PM_UNROLL for (int d = 1; d < full; ++d) any(d, kBegun);
+    if (tail > 0 && full > 0) any(full, kBegun);
+  }
+  // The same of R tiles of weights [R][kBlockKeys] and N tiles of values at `offset` bytes, in kSteps (0: in
+  // `steps`) pairs of groups.
+  template <int R, int N, int kD, int kSteps, class Begin, class After>
+  PM_INLINE void values_steps(const std::byte* p, const std::byte* const* v, int steps, int head_dim,
+                              int offset, Begin&& begin, After&& after) const {
+    const int dim = kD ? kD : head_dim;
+    const auto step = [&](int g, auto operands, auto&& first) PM_INLINE_LAMBDA {
+      const std::byte* b = v[2 * g] + offset;
+      multiply<R, N, decltype(operands)::value>(
+          p + g * (kGranuleKeys * 2), kBlockKeys * 2, [&](int n) PM_INLINE_LAMBDA { return b + n * 64; },
+          int64_t{padded_dim(dim)} * 4, first);
+      after(g);
+    };
+    const auto any = [&](int g, auto&& first) PM_INLINE_LAMBDA {
+      if (dim / 2 % kPairs == 0) {
+        step(g, constant<kBoth>(), first);
+      } else {
+        step(g, constant<kFull>(), first);
+      }
+    };
+    any(0, begin);
+    if constexpr (kSteps > 0) {
+      PM_UNROLL for (int g = 1; g < kSteps; ++g) any(g, kBegun);
+    } else {
+      for (int g = 1; g < steps; ++g) any(g, kBegun);
+    }
+  }
+
+  // A tile may be higher than the rows that are left: what lies behind those is not ours to write.
+  template <int kSums>
+  PM_INLINE void store_sums(float* o, int ldo, int rows) const {
+    if (rows >= rows_) {
+      Tiles::template store<kSums>(o, ldo * 4);
+      return;
+    }
+    alignas(64) float whole[16][16];
+    Tiles::template store<kSums>(whole, sizeof whole[0]);
+    for (int r = 0; r < rows; ++r) std::memcpy(o + int64_t{r} * ldo, whole[r], sizeof whole[r]);
+  }
+
  private:
   static constexpr int kPairs = 16;  // of terms in a product
+  static constexpr auto kBegun = [](auto) {};
 
   // Registers 0 to 3 are sums; these two pairs are the operands. Where D is a multiple of 32 both have the
   // full shape and take turns. Otherwise the second has the shape of what is left of a row of D.
@@ -148,76 +220,59 @@ class TileMma {
     }
   }
 
-  // sums[r][n] += A_r B_n. Even rows take the columns forwards, odd ones backwards, from the B that is there.
-  template <int R, int N, Operands kRegisters, class Columns, class Beside>
-  PM_INLINE void multiply(const std::byte* a, int64_t lda, Columns b, int64_t ldb, Beside&& beside) const {
-    for_each_index<R>([&](auto r_const) PM_INLINE_LAMBDA {
-      constexpr int r = decltype(r_const)::value;
-      constexpr int kA = kRegisters.a[r];
-      Tiles::template load<kA>(a + r * rows_ * lda, lda);
-      for_each_index<N>([&](auto i_const) PM_INLINE_LAMBDA {
-        constexpr int i = decltype(i_const)::value, n = r == 0 ? i : N - 1 - i;
-        constexpr int kB = kRegisters.b[n % 2];
-        constexpr bool kThere = r > 0 && (i == 0 || kRegisters.b[0] != kRegisters.b[1]);
-        if constexpr (!kThere) Tiles::template load<kB>(b(n), ldb);
-        Tiles::template dpbf16<r * N + n, kA, kB>();
-        if constexpr (r == 0) beside();
-      });
-    });
-  }
-
-  template <int R, int N, class Beside>
+  template <int R, int N>
   PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
-                                float* s, Beside&& beside) const {
-    for_each_index<R * N>([&](auto i) PM_INLINE_LAMBDA { Tiles::template zero<decltype(i)::value>(); });
-    const int full = head_dim / 2 / kPairs;
-    const auto step = [&](auto operands, int d) PM_INLINE_LAMBDA {
-      multiply<R, N, decltype(operands)::value>(
-          q + d * 64, ldq, [&](int n) PM_INLINE_LAMBDA { return k[n] + d * (kPairs * 64); }, 64, beside);
-    };
-    if (tail_ == 0) {
-      for (int d = 0; d < full; ++d) step(constant<kBoth>(), d);
-    } else {
-      for (int d = 0; d < full; ++d) step(constant<kFull>(), d);
-      step(constant<kTail>(), full);
-    }
+                                float* s, Ahead* ahead) const {
+    scores_steps<R, N, 0>(
+        q, ldq, k, head_dim,
+        [](auto sums) PM_INLINE_LAMBDA { Tiles::template zero<decltype(sums)::value>(); },
+        [&](int) PM_INLINE_LAMBDA { fetch<N>(ahead); });
     for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
       Tiles::template store<decltype(sums)::value>(s + r * rows_ * kBlockKeys + n * 16, kBlockKeys * 4);
     });
   }
 
-  template <int R, int N, class Beside>
+  template <int R, int N>
   PM_NOINLINE void accumulate_block(const std::byte* p, int rows, const std::byte* const* v, int groups,
-                                    int ldo, int offset, float* o, Beside&& beside) const {
-    for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
-      Tiles::template load<decltype(sums)::value>(o + int64_t{r} * rows_ * ldo + n * 16, ldo * 4);
-    });
-    const auto step = [&](auto operands, int g) PM_INLINE_LAMBDA {
-      const std::byte* b = v[g] + offset;
-      multiply<R, N, decltype(operands)::value>(
-          p + g * (kGroupKeys * 2), kBlockKeys * 2, [&](int n) PM_INLINE_LAMBDA { return b + n * 64; },
-          int64_t{ldo} * 4, beside);
+                                    int head_dim, int ldo, int offset, float* o, Ahead* ahead) const {
+    const auto at = [&](int sums) PM_INLINE_LAMBDA {
+      return o + int64_t{sums / N} * rows_ * ldo + sums % N * 16;
     };
-    if (tail_ == 0) {
-      for (int g = 0; g < groups; g += 2) step(constant<kBoth>(), g);
-    } else {
-      for (int g = 0; g < groups; g += 2) step(constant<kFull>(), g);
-    }
-    for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
-      store_sums<decltype(sums)::value>(o + int64_t{r} * rows_ * ldo + n * 16, ldo, rows - r * rows_);
+    values_steps<R, N, 0, 0>(
+        p, v, groups / 2, head_dim, offset,
+        [&](auto sums) PM_INLINE_LAMBDA {
+          Tiles::template load<decltype(sums)::value>(at(decltype(sums)::value), int64_t{ldo} * 4);
+        },
+        [&](int) PM_INLINE_LAMBDA { fetch<N>(ahead); });
+    for_each_tile<R, N>([&](auto sums, int r, int) PM_INLINE_LAMBDA {
+      store_sums<decltype(sums)::value>(at(decltype(sums)::value), ldo, rows - r * rows_);
     });
   }
 
-  // A tile may be higher than the rows that are left: what lies behind those is not ours to write.
-  template <int kSums>
-  PM_INLINE void store_sums(float* o, int ldo, int rows) const {
-    if (rows >= rows_) {
-      Tiles::template store<kSums>(o, ldo * 4);
-      return;
-    }
-    alignas(64) float whole[16][16];
-    Tiles::template store<kSums>(whole, sizeof whole[0]);
-    for (int r = 0; r < rows; ++r) std::memcpy(o + int64_t{r} * ldo, whole[r], sizeof whole[r]);
+  // As much as the N tiles of B that a step has read.
+  template <int N>
+  static PM_INLINE void fetch(Ahead* ahead) {
+    if (ahead) for_each_index<4 * N>([&](auto) PM_INLINE_LAMBDA { ahead->step<4>(); });
+  }
+
+  // sums[r][n] += A_r B_n. begin(sums) comes before the first product of each of the sums.
+  template <int R, int N, Operands kRegisters, class Columns, class Begin>
+  PM_INLINE void multiply(const std::byte* a, int64_t lda, Columns b, int64_t ldb, Begin&& begin) const {
+    for_each_index<R>([&](auto r_const) PM_INLINE_LAMBDA {
+      constexpr int r = decltype(r_const)::value;
+      constexpr int kA = kRegisters.a[r];
+      if constexpr (r > 0) Tiles::template load<kA>(a + r * rows_ * lda, lda);
+      // Even rows take the columns forwards, odd ones backwards, from the B that is there.
+      for_each_index<N>([&](auto i_const) PM_INLINE_LAMBDA {
+        constexpr int i = decltype(i_const)::value, n = r == 0 ? i : N - 1 - i;
+        constexpr int kB = kRegisters.b[n % 2];
+        constexpr bool kThere = r > 0 && (i == 0 || kRegisters.b[0] != kRegisters.b[1]);
+        if constexpr (!kThere) Tiles::template load_once<kB>(b(n), ldb);
+        if constexpr (r == 0 && i == 0) Tiles::template load<kA>(a, lda);
+        begin(std::integral_constant<int, r * N + n>{});
+        Tiles::template dpbf16<r * N + n, kA, kB>();
+      });
+    });
   }
 
   template <Operands kRegisters>
@@ -236,7 +291,6 @@ class TileMma {
   }
 
   const int rows_;  // of A
-  const int tail_;  // pairs of D beyond a multiple of 16
 };
 
 }  // namespace pagemill

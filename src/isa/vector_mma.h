@@ -61,10 +61,15 @@ struct VectorMma {
   static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;  // vectors of one group of keys
   static constexpr int kLaneBytes = 4;
   static constexpr int kGroups = 1;         // groups of keys that belong together
-  static constexpr bool kOverlaps = false;  // an out-of-order core overlaps vector code by itself
+  static constexpr bool kStreams = false;   // an out-of-order core overlaps vector code by itself
 
   VectorMma(int /*rows*/, int /*head_dim*/) {}
-  static void arrange(const std::byte**, const std::byte**, int, int, int, std::byte*) {}
+  static void pair_keys(const std::byte**, int, int) {}
+  static void pair_values(const std::byte**, int, int, int, std::byte*) {}
+  template <int>
+  struct Stream {
+    struct Granule;
+  };
 
   // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
   template <int kD>

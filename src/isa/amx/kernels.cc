@@ -1,6 +1,7 @@
 #include "isa/amx/tiles.h"
 #include "isa/avx512bf16/vec.h"
 #include "isa/instantiate.h"
+#include "isa/tile_stream.h"
 
 namespace pagemill {
 

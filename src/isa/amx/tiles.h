@@ -23,6 +23,11 @@ struct AmxTiles {
   static PM_INLINE void load(const void* p, int64_t stride) {
     __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(kTile), "r"(p), "r"(stride) : "memory");
   }
+  // Of what the first-level cache need not keep.
+  template <int kTile>
+  static PM_INLINE void load_once(const void* p, int64_t stride) {
+    __asm__ volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" : : "i"(kTile), "r"(p), "r"(stride) : "memory");
+  }
   template <int kTile>
   static PM_INLINE void store(void* p, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(kTile), "r"(p), "r"(stride) : "memory");

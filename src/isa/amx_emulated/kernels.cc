@@ -1,5 +1,6 @@
 #include "isa/amx_emulated/tiles.h"
 #include "isa/instantiate.h"
+#include "isa/tile_stream.h"
 #include "isa/scalar/vec.h"
 
 namespace pagemill {

@@ -70,6 +70,10 @@ struct Tiles {
     }
   }
   template <int kTile>
+  static void load_once(const void* p, int64_t stride) {
+    load<kTile>(p, stride);
+  }
+  template <int kTile>
   static void store(void* p, int64_t stride) {
     const Tile& tile = configured(kTile);
     for (int r = 0; r < tile.rows; ++r) {

@@ -99,6 +99,10 @@ struct Avx512Bf16 : Avx512 {
   static PM_INLINE void store_weights(uint16_t* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
   }
+  // To two places that lie side by side.
+  static PM_INLINE void store_weights(uint16_t* p, F a, uint16_t*, F b) {
+    _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+  }
 };
 
 }  // namespace pagemill
