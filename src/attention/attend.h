@@ -60,14 +60,25 @@ class Attend {
   int32_t token_of(int row) const { return item_.token_begin + row % head_rows_ / step_.group; }
   int32_t head_of(int row) const { return kv_head_of(row) * step_.group + row % step_.group; }
 
+  // Calls f(row, token, head) for every row; divisions would take longer than short rows of work.
+  template <class F>
+  PM_INLINE void for_all_rows(F f) {
+    int row = 0;
+    for (int32_t kv_head = item_.kv_head_begin; kv_head < item_.kv_head_end; ++kv_head) {
+      for (int32_t token = item_.token_begin; token < item_.token_end; ++token) {
+        for (int32_t g = 0; g < step_.group; ++g) f(row++, token, kv_head * step_.group + g);
+      }
+    }
+  }
+
   void pack_queries() {
     const int64_t element = dtype_bytes(step_.dtype);
-    for (int r = 0; r < rows_; ++r) {
+    for_all_rows([&](int r, int32_t token, int32_t head) {
       const int64_t at =
-          (int64_t{seq_.query_begin} + token_of(r)) * step_.q.stride_token + head_of(r) * step_.q.stride_head;
+          (int64_t{seq_.query_begin} + token) * step_.q.stride_token + head * step_.q.stride_head;
       convert_row<Isa>(step_.q.data + at * element, step_.dtype, scratch_.q + int64_t{r} * dim_ * kRowBytes,
                        kBf16Weights ? PM_BF16 : PM_F32, dim_, 1.0f);
-    }
+    });
   }
 
   // Calls f(row_begin, row_end) for the rows of queries [token_begin, token_end), KV head by KV head.
@@ -109,7 +120,7 @@ class Attend {
       if (fetch == Fetch::kAhead) {
         if (end < key_end) {
           fetch_ahead(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
-        } else if (const Item* after = next()) {
+        } else if (const Item* after = next(); after && !met(*after)) {
           const int32_t first_end = after->key_begin / block_keys * block_keys + block_keys;
           fetch_ahead(step_.sequences[after->seq], *after, after->key_begin,
                       after->key_end < first_end ? after->key_end : first_end, ahead);
@@ -133,6 +144,13 @@ class Attend {
         take_folded(row_begin, row_end);
       });
     }
+  }
+
+  // Whether the item begins with keys that lie in the second-level cache since this one met them.
+  bool met(const Item& after) const {
+    const int64_t bytes = int64_t{2} * (item_.key_end - item_.key_begin) * dim_ * dtype_bytes(step_.cache.dtype);
+    return after.seq == item_.seq && after.kv_head_begin == item_.kv_head_begin &&
+           after.key_begin >= item_.key_begin && after.key_begin < item_.key_end && bytes <= kKeptBytes;
   }
 
   void fetch_ahead(const Sequence& seq, const Item& item, int32_t begin, int32_t end, Ahead& out) const {
@@ -466,7 +484,9 @@ class Attend {
 
   void finish() {
     if (item_.merge < 0) {
-      for (int r = 0; r < rows_; ++r) emit(r, scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
+      for_all_rows([&](int r, int32_t token, int32_t head) {
+        emit(token, head, scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
+      });
       return;
     }
     const Merge& merge = step_.merges[item_.merge];
@@ -484,7 +504,7 @@ class Attend {
     std::atomic<int32_t>& arrived =
         step_.arrivals[int64_t{item_.merge} * step_.num_kv_heads + item_.kv_head_begin];
     if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < merge.num_splits) return;
-    for (int r = 0; r < rows_; ++r) {
+    for_all_rows([&](int r, int32_t token, int32_t head) {
       float* o = scratch_.o;
       float m = kNone, l = 0;
       std::memset(o, 0, static_cast<size_t>(ldo_) * sizeof(float));
@@ -492,14 +512,13 @@ class Attend {
         const float* from = partial(split, r);
         fold<Isa>(dim_, o, m, l, from, from[dim_], from[dim_ + 1]);
       }
-      emit(r, o, m, l);
-    }
+      emit(token, head, o, m, l);
+    });
   }
 
   // Normalises a row with its sink and writes out and lse.
-  void emit(int row, const float* o, float m, float l) {
-    const int32_t head = head_of(row);
-    const int64_t token = int64_t{seq_.query_begin} + token_of(row);
+  void emit(int32_t of_sequence, int32_t head, const float* o, float m, float l) {
+    const int64_t token = int64_t{seq_.query_begin} + of_sequence;
     std::byte* out = step_.out.data + (token * step_.out.stride_token + head * step_.out.stride_head) *
                                           dtype_bytes(step_.out_dtype);
     float lse = step_.sinks ? step_.sinks[head] : kNone;

@@ -170,6 +170,7 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
 // those of one head, at 20.5 (Zen 4, 28 in sequence). Their blocks are shorter, so that what is read and what
 // is fetched ahead fit the second-level cache together.
 constexpr int kSharedBlockBytes = 256 * 1024;
+constexpr int kKeptBytes = 512 * 1024;  // of keys and values that are still there for the next item
 constexpr int kSharedRows = 256;  // of all heads together
 inline int shared_block_keys(pm_layout layout, int page_size, bool invariant) {
   if (invariant) return kBlockKeys;
