@@ -101,7 +101,8 @@ template <class Isa>
 PM_NOINLINE int weigh_plain_granules(const float* s, float scale, int rows, const float* m, float* l,
                                      uint16_t* weights, int64_t ldp) {
   for (int r = 0; r < rows; ++r) {
-    if (!weigh_granule<Isa>(s + r * kGranuleKeys, scale, -m[r], l + r * kGroupKeys, weights + r * ldp, false)) {
+    if (!weigh_granule<Isa>(s + r * kGranuleKeys, scale, -m[r], l + r * kGroupKeys, weights + r * ldp,
+                            false)) {
       return r;
     }
   }

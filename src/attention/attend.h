@@ -148,7 +148,8 @@ class Attend {
 
   // Whether the item begins with keys that lie in the second-level cache since this one met them.
   bool met(const Item& after) const {
-    const int64_t bytes = int64_t{2} * (item_.key_end - item_.key_begin) * dim_ * dtype_bytes(step_.cache.dtype);
+    const int64_t bytes =
+        int64_t{2} * (item_.key_end - item_.key_begin) * dim_ * dtype_bytes(step_.cache.dtype);
     return after.seq == item_.seq && after.kv_head_begin == item_.kv_head_begin &&
            after.key_begin >= item_.key_begin && after.key_begin < item_.key_end && bytes <= kKeptBytes;
   }
@@ -242,12 +243,7 @@ class Attend {
     if (seen.begin >= seen.end) return {};
     constexpr int kUnit = Verbs::kGroups * kGroupKeys;
     const int first = (seen.begin - keys.block) / kUnit, last = (seen.end - keys.block + kUnit - 1) / kUnit;
-    return {row,
-            rows,
-            first * Verbs::kGroups,
-            (last - first) * Verbs::kGroups,
-            scratch_.s,
-            scratch_.p};
+    return {row, rows, first * Verbs::kGroups, (last - first) * Verbs::kGroups, scratch_.s, scratch_.p};
   }
 
   // Where pairs of values are put side by side: behind those that are staged.
@@ -354,7 +350,8 @@ class Attend {
     const AnchoredRow state{scratch_.m + row, scratch_.l + row * kGroupKeys, &keep};
     weigh_any_granule<Isa>(s, seen.begin, seen.end, transform, state, weights, before);
     if (keep == 1.0f) return;
-    if (!raised_) for (int i = 0; i < kMaxTileRows; ++i) scratch_.keep[i] = 1.0f;
+    if (!raised_)
+      for (int i = 0; i < kMaxTileRows; ++i) scratch_.keep[i] = 1.0f;
     raised_ = true;
     scratch_.keep[row % kMaxTileRows] *= keep;
   }

@@ -14,8 +14,9 @@ constexpr int kBlockKeys =
     128;  // keys between two looks at the running maximum; blocks lie at multiples of it
 constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
 constexpr int kGranuleKeys = 2 * kGroupKeys;  // keys of one tile product
-constexpr int kUnitGranules = 4;  // whose weights meet their values together
-constexpr int kChunkKeys = 512;  // keys that a tile of rows meets before the next one has its turn, with tiles
+constexpr int kUnitGranules = 4;              // whose weights meet their values together
+constexpr int kChunkKeys =
+    512;  // keys that a tile of rows meets before the next one has its turn, with tiles
 constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results end at multiples of it
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 128;  // G
@@ -171,7 +172,7 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
 // is fetched ahead fit the second-level cache together.
 constexpr int kSharedBlockBytes = 256 * 1024;
 constexpr int kKeptBytes = 512 * 1024;  // of keys and values that are still there for the next item
-constexpr int kSharedRows = 256;  // of all heads together
+constexpr int kSharedRows = 256;        // of all heads together
 inline int shared_block_keys(pm_layout layout, int page_size, bool invariant) {
   if (invariant) return kBlockKeys;
   if (layout == PM_TILES) return 64;

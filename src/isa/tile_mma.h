@@ -235,9 +235,8 @@ class TileMma {
   template <int R, int N>
   PM_NOINLINE void accumulate_block(const std::byte* p, int rows, const std::byte* const* v, int groups,
                                     int head_dim, int ldo, int offset, float* o, Ahead* ahead) const {
-    const auto at = [&](int sums) PM_INLINE_LAMBDA {
-      return o + int64_t{sums / N} * rows_ * ldo + sums % N * 16;
-    };
+    const auto at = [&](int sums)
+                        PM_INLINE_LAMBDA { return o + int64_t{sums / N} * rows_ * ldo + sums % N * 16; };
     values_steps<R, N, 0, 0>(
         p, v, groups / 2, head_dim, offset,
         [&](auto sums) PM_INLINE_LAMBDA {

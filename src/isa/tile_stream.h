@@ -2,12 +2,12 @@
 // and those of weights and values of the unit before, run beside the softmax of the granule before it.
 //
 // What binds on the hardware (Emerald Rapids; a product of 16 rows takes 16 cycles): a tile comes from the
-// second-level cache in 23 cycles and from the first in 9; a tile is stored in 16 cycles to lines of the first
-// level, in 64 to lines that it lacks. So keys and values pass the first level by (load_once), and what is
-// written stays in it: scores of one granule (4 KiB), weights of two units (2 x 8 KiB), and the sums of the
-// rows at work (16 KiB with D = 128), which meet all keys of a chunk before the next rows have their turn.
-// Sums are stored late, when the products that need their registers next begin: a store that waits for its
-// product would keep the ones behind it from starting.
+// second-level cache in 23 cycles and from the first in 9; a tile is stored in 16 cycles to lines of the
+// first level, in 64 to lines that it lacks. So keys and values pass the first level by (load_once), and what
+// is written stays in it: scores of one granule (4 KiB), weights of two units (2 x 8 KiB), and the sums of
+// the rows at work (16 KiB with D = 128), which meet all keys of a chunk before the next rows have their
+// turn. Sums are stored late, when the products that need their registers next begin: a store that waits for
+// its product would keep the ones behind it from starting.
 #pragma once
 
 #include "attention/step.h"
@@ -15,8 +15,8 @@
 
 namespace pagemill {
 
-// Softmax: weigh(granule, row_begin, row_end), rows in order; fetch(), called now and then; unit_ends(granule),
-// after the last granule of a unit is weighed and before its weights meet values.
+// Softmax: weigh(granule, row_begin, row_end), rows in order; fetch(), called now and then;
+// unit_ends(granule), after the last granule of a unit is weighed and before its weights meet values.
 template <class Tiles, int kD>
 class TileStream {
  public:
@@ -168,9 +168,8 @@ class TileStream {
   template <int R, int N>
   PM_INLINE void set_pending(float* at, int ld, int rows) {
     const int whole = kRows * R;
-    for_each_index<R * N>([&](auto i) PM_INLINE_LAMBDA {
-      pending_.at[i] = at + int64_t{i / N} * kRows * ld + i % N * 16;
-    });
+    for_each_index<R * N>(
+        [&](auto i) PM_INLINE_LAMBDA { pending_.at[i] = at + int64_t{i / N} * kRows * ld + i % N * 16; });
     pending_.ld = ld, pending_.tiles = R * N;
     pending_.rows = rows < whole ? rows : 0, pending_.columns = N;
   }
@@ -180,8 +179,7 @@ class TileStream {
     if (pending_.rows == 0) {
       Tiles::template store<i>(pending_.at[i], int64_t{pending_.ld} * 4);
     } else {
-      mma_.template store_sums<i>(pending_.at[i], pending_.ld,
-                                  pending_.rows - i / pending_.columns * kRows);
+      mma_.template store_sums<i>(pending_.at[i], pending_.ld, pending_.rows - i / pending_.columns * kRows);
     }
   }
   template <int kDone>

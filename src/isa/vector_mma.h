@@ -60,8 +60,8 @@ struct VectorMma {
   static constexpr int kStep = kPack * kRowBytes;                 // bytes of one term of a row
   static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;  // vectors of one group of keys
   static constexpr int kLaneBytes = 4;
-  static constexpr int kGroups = 1;         // groups of keys that belong together
-  static constexpr bool kStreams = false;   // an out-of-order core overlaps vector code by itself
+  static constexpr int kGroups = 1;        // groups of keys that belong together
+  static constexpr bool kStreams = false;  // an out-of-order core overlaps vector code by itself
 
   VectorMma(int /*rows*/, int /*head_dim*/) {}
   static void pair_keys(const std::byte**, int, int) {}

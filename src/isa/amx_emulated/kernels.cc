@@ -1,7 +1,7 @@
 #include "isa/amx_emulated/tiles.h"
 #include "isa/instantiate.h"
-#include "isa/tile_stream.h"
 #include "isa/scalar/vec.h"
+#include "isa/tile_stream.h"
 
 namespace pagemill {
 

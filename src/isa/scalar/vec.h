@@ -86,7 +86,9 @@ struct ScalarVec {
     *p = f32_to_f8<kDtype>(x);
   }
   static PM_INLINE void store_weights(uint16_t* p, F x) { *p = f32_to_bf16(x); }
-  static PM_INLINE void store_weights(uint16_t* p, F a, uint16_t* q, F b) { *p = f32_to_bf16(a), *q = f32_to_bf16(b); }
+  static PM_INLINE void store_weights(uint16_t* p, F a, uint16_t* q, F b) {
+    *p = f32_to_bf16(a), *q = f32_to_bf16(b);
+  }
 
   static constexpr bool kLooksUp = false;  // whether fp8 can be widened by tables in registers
   // Words of four fp8: elements 0 and 1 as a pair of bf16 to `low`, 2 and 3 to `high`.
