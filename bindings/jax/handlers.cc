@@ -45,12 +45,14 @@ pm_dtype dtype_of(const ffi::AnyBuffer& buffer) {
     case ffi::DataType::F32: return PM_F32;
     case ffi::DataType::BF16: return PM_BF16;
     case ffi::DataType::F16: return PM_F16;
-    default: throw Unsupported("an array's dtype: expected float32, bfloat16 or float16");
+    case ffi::DataType::F8E4M3FN: return PM_F8E4M3;
+    case ffi::DataType::F8E5M2: return PM_F8E5M2;
+    default: throw Unsupported("an array's dtype: expected one of the library");
   }
 }
 
 int64_t bytes_of(const ffi::AnyBuffer& buffer) {
-  return dtype_of(buffer) == PM_F32 ? 4 : 2;
+  return static_cast<int64_t>(ffi::ByteWidth(buffer.element_type()));
 }
 
 // The cache as [pages, P, rows, lanes].

@@ -30,13 +30,7 @@ constexpr std::array<Named, 9> kNamed = {{{"float32", {kFloat, 32, 1}, nullptr},
                                           {"int64", {kInt, 64, 1}, nullptr},
                                           {"uint8", {kUInt, 8, 1}, nullptr}}};
 constexpr std::array<pm_dtype, 3> kDtypes = {PM_F32, PM_BF16, PM_F16};
-
-nb::dlpack::dtype element_of(pm_dtype dtype) {
-  for (const Named& named : kNamed) {
-    if (std::string(named.name) == name_of(dtype)) return named.element;
-  }
-  throw std::logic_error("a dtype without an element");
-}
+constexpr std::array<pm_dtype, 2> kFloat8 = {PM_F8E4M3, PM_F8E5M2};  // of caches alone
 
 bool is_numpy(nb::handle object) {
   return nb::hasattr(object, "__array_interface__");
@@ -91,7 +85,21 @@ std::string name_of(nb::dlpack::dtype element) {
 }
 
 const char* name_of(pm_dtype dtype) {
-  return dtype == PM_F32 ? "float32" : dtype == PM_BF16 ? "bfloat16" : "float16";
+  switch (dtype) {
+    case PM_F32: return "float32";
+    case PM_BF16: return "bfloat16";
+    case PM_F16: return "float16";
+    case PM_F8E4M3: return "float8_e4m3fn";
+    case PM_F8E5M2: return "float8_e5m2";
+  }
+  throw std::logic_error("a dtype without a name");
+}
+
+nb::dlpack::dtype element_of(pm_dtype dtype) {
+  for (const Named& named : kNamed) {
+    if (std::string(named.name) == name_of(dtype)) return named.element;
+  }
+  throw std::logic_error("a dtype without an element");
 }
 
 int64_t bytes_of(pm_dtype dtype) {
@@ -102,10 +110,18 @@ pm_dtype dtype_named(const std::string& name, const char* argument) {
   for (const pm_dtype dtype : kDtypes) {
     if (name == name_of(dtype)) return dtype;
   }
-  if (name.starts_with("float8")) {
-    throw Unsupported(std::string(argument) + " = " + name + ": expected float32, bfloat16 or float16");
-  }
   fail_type(std::string(argument) + " = " + name + ": expected float32, bfloat16 or float16");
+}
+
+pm_dtype cache_dtype_named(const std::string& name, const char* argument) {
+  for (const pm_dtype dtype : kFloat8) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  for (const pm_dtype dtype : kDtypes) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  fail_type(std::string(argument) + " = " + name +
+            ": expected float32, bfloat16, float16, float8_e4m3fn or float8_e5m2");
 }
 
 pm_dtype dtype_of(const Array& array, const char* name) {

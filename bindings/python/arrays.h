@@ -41,8 +41,10 @@ void expect_element(const Array& array, const char* name, pm_dtype dtype);
 // TypeError for any other than those of the core.
 pm_dtype dtype_of(const Array& array, const char* name);
 pm_dtype dtype_named(const std::string& name, const char* argument);
+pm_dtype cache_dtype_named(const std::string& name, const char* argument);  // fp8 too
 const char* name_of(pm_dtype dtype);
 int64_t bytes_of(pm_dtype dtype);
+nb::dlpack::dtype element_of(pm_dtype dtype);
 std::string name_of(nb::dlpack::dtype element);
 
 // A new NumPy array, not filled.

@@ -1,5 +1,6 @@
 #include "cache.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 namespace pagemill::python {
@@ -28,10 +29,22 @@ void expect_packed(const Array& array, const char* name, size_t first_axis) {
   }
 }
 
+// What the bytes of an array are.
+void name_bits(Array& array, const char* name, const std::string& dtype) {
+  const pm_dtype element = cache_dtype_named(dtype, "dtype");
+  const std::string given = name_of(array.element);
+  if (given != dtype && (given != "uint8" || bytes_of(element) != 1)) {
+    throw nb::type_error((std::string(name) + ".dtype = " + given + ", dtype = " + dtype + ": expected " +
+                          dtype + ", or uint8 for fp8")
+                             .c_str());
+  }
+  array.element = element_of(element);
+}
+
 constexpr const char* kCacheDoc =
     R"(A paged cache: two arrays, K and V, of pages that sequences share by page tables.
 
-Cache(k, v, layout="rows")
+Cache(k, v, layout="rows", dtype=None)
 
 layout "rows": k and v are [pages, P, K, D] with any positive strides and D contiguous, so that a transposed view of
     [pages, K, P, D], token slots [slots, 1, K, D] and views into one interleaved array serve as they are. Any P from
@@ -39,7 +52,8 @@ layout "rows": k and v are [pages, P, K, D] with any positive strides and D cont
 layout "tiles": with r = 4 / itemsize, k is [pages, K, P / 16, D / r, 16, r] and v is [pages, K, P / r, D, r]; a page
     and head is one piece of memory, aligned to 64 bytes; P is a multiple of 16. `new_cache` makes one.
 
-dtype float32, bfloat16 or float16. Nothing is copied: the cache keeps both arrays and writes to their memory. One that
+Elements are float32, bfloat16, float16, float8_e4m3fn or float8_e5m2. dtype names one of the last two where the arrays
+are uint8, the bits of elements whose dtype NumPy or DLPack does not have. Nothing is copied: the cache keeps both arrays and writes to their memory. One that
 holds a read-only array serves plans that do not write.
 
 Raises TypeError for what is no array or has another dtype, ValueError for shapes, strides or alignment that do not
@@ -50,10 +64,14 @@ none of them writes.)";
 
 }  // namespace
 
-PagedCache::PagedCache(nb::object k, nb::object v, const std::string& layout)
+PagedCache::PagedCache(nb::object k, nb::object v, const std::string& layout, const std::string& dtype)
     : k_(std::move(k)), v_(std::move(v)), k_array_(import_plane(k_, "k")), v_array_(import_plane(v_, "v")) {
   writable_ = k_array_.writable && v_array_.writable;
-  view_.dtype = dtype_of(k_array_, "k");
+  if (!dtype.empty()) {
+    name_bits(k_array_, "k", dtype);
+    name_bits(v_array_, "v", dtype);
+  }
+  view_.dtype = cache_dtype_named(name_of(k_array_.element), "k.dtype");
   expect_element(v_array_, "v", view_.dtype);
   view_.k = k_array_.data();
   view_.v = v_array_.data();
@@ -135,8 +153,13 @@ void convert_pages(const PagedCache& src, const PagedCache& dst, nb::handle src_
 
 void bind_cache(nb::module_& m) {
   nb::class_<PagedCache>(m, "Cache", kCacheDoc)
-      .def(nb::init<nb::object, nb::object, const std::string&>(), nb::arg("k"), nb::arg("v"),
-           nb::arg("layout") = "rows")
+      .def(
+          "__init__",
+          [](PagedCache* cache, nb::object k, nb::object v, const std::string& layout,
+             std::optional<std::string> dtype) {
+            new (cache) PagedCache(std::move(k), std::move(v), layout, dtype.value_or(""));
+          },
+          nb::arg("k"), nb::arg("v"), nb::arg("layout") = "rows", nb::arg("dtype") = nb::none())
       .def_prop_ro("k", &PagedCache::k, "The array of keys that was given.")
       .def_prop_ro("v", &PagedCache::v, "The array of values that was given.")
       .def_prop_ro(

@@ -7,7 +7,8 @@ namespace pagemill::python {
 
 class PagedCache {
  public:
-  PagedCache(nb::object k, nb::object v, const std::string& layout);
+  // dtype: of arrays of bits; "": the arrays' own.
+  PagedCache(nb::object k, nb::object v, const std::string& layout, const std::string& dtype);
 
   nb::any k() const { return nb::borrow<nb::any>(k_); }
   nb::any v() const { return nb::borrow<nb::any>(v_); }

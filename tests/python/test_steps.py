@@ -10,6 +10,7 @@ from steps import Expected, Step, attention, filled_rows, random_step, with_opti
 import pagemill
 
 BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
+E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 MIXED = [(1, 40), (1, 1), (24, 24), (5, 90), (0, 7), (33, 33)]  # (q_len, kv_len)
 
 
@@ -38,7 +39,7 @@ def run(step: Step, cache: pagemill.Cache, **options: Any) -> Any:
 
 def expect_close(step: Step, out: np.ndarray, lse: np.ndarray, cache_dtype: Any) -> Expected:
     expected = attention(step, cache_dtype)
-    bf16 = step.q.dtype == BF16 and cache_dtype == BF16
+    bf16 = step.q.dtype == BF16 and cache_dtype in (BF16, E4M3, E5M2)
     assert worst_error(out, expected, products_bf16=bf16) <= 1
     np.testing.assert_allclose(lse, expected.lse, rtol=0, atol=2e-2 if bf16 else 1e-3)
     return expected
@@ -60,7 +61,11 @@ def expect_same_elements(a: pagemill.Cache, b: pagemill.Cache) -> None:
 
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize(
-    ("dtype", "cache_dtype"), [(F32, F32), (BF16, BF16), (F16, F16), (F32, BF16), (BF16, F32), (F16, F32)]
+    ("dtype", "cache_dtype"),
+    [
+        *[(F32, F32), (BF16, BF16), (F16, F16), (F32, BF16), (BF16, F32), (F16, F32)],
+        *[(BF16, E4M3), (BF16, E5M2), (F32, E4M3), (F16, E5M2)],
+    ],
 )
 def test_step(rng: np.random.Generator, dtype: Any, cache_dtype: Any, layout: str) -> None:
     step = random_step(rng, dtype, MIXED)
@@ -90,6 +95,41 @@ def test_options(rng: np.random.Generator, dtype: Any, options: dict[str, Any]) 
     step = random_step(rng, dtype, MIXED, **options)
     out, lse = run(step, cache_with(step, dtype, "tiles"), lse=True)
     expect_close(step, out, lse, dtype)
+
+
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
+@pytest.mark.parametrize("cache_dtype", [E4M3, E5M2])
+def test_fp8_scales(rng: np.random.Generator, cache_dtype: Any, layout: str) -> None:
+    step = random_step(rng, BF16, MIXED, q_scale=0.5, k_scale=0.125, v_scale=0.375)
+    cache = cache_with(step, cache_dtype, layout)
+    out, lse = run(step, cache, lse=True)
+    expected = expect_close(step, out, lse, cache_dtype)
+    for scale in ("k_scale", "v_scale"):
+        wrong = planned(step, cache).attend(step.q, cache, **{**step.options.of_run(), scale: 0.25})
+        assert worst_error(wrong, expected, products_bf16=True) > 4, scale
+
+
+def test_fp8_overflow_is_the_largest_number() -> None:
+    cache = pagemill.new_cache(1, 16, 1, 16, "float8_e4m3fn", "rows")
+    plan = pagemill.plan([0, 1], [1], [[0]], cache, num_heads=1)  # of bf16, as nothing else is asked for
+    k = np.array([1e4, -1e4, np.inf, np.nan, 448, 2.0**-9, 2.0**-10, 17] + [0] * 8, F32).astype(BF16).reshape(1, 1, 16)
+    plan.store(k, k / 2, cache, v_scale=0.25)
+    stored = cache.k[0, 0, 0, :8].astype(F32)
+    np.testing.assert_array_equal(stored, [448, -448, 448, np.nan, 448, 2.0**-9, 0, 16])
+    assert cache.v[0, 0, 0, 7] == 32  # 34, half way between 32 and 36
+
+
+def test_fp8_bits(rng: np.random.Generator) -> None:
+    """Frameworks whose arrays of fp8 DLPack does not know hand over bytes."""
+    step = random_step(rng, BF16, MIXED)
+    k, v = filled_rows(step, E4M3)
+    cache = pagemill.Cache(k.view(np.uint8), v.view(np.uint8), dtype="float8_e4m3fn")
+    assert cache.dtype == "float8_e4m3fn"
+    expect_close(step, *run(step, cache, lse=True), E4M3)
+    with pytest.raises(TypeError, match="k.dtype = uint8: expected float32"):
+        pagemill.Cache(k.view(np.uint8), v.view(np.uint8))
+    with pytest.raises(TypeError, match="k.dtype = uint8, dtype = bfloat16: expected bfloat16, or uint8 for fp8"):
+        pagemill.Cache(k.view(np.uint8), v.view(np.uint8), dtype="bfloat16")
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16, 64, 256])

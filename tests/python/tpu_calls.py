@@ -95,7 +95,12 @@ def run(call: Call, *, head64: bool = False, sink: Any = None, **options: Any) -
 
 
 def reference(call: Call, *, head64: bool = False, sink: Any = None, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Theirs, over the same values in f32, so that its errors are far below ours."""
+    """Theirs, over the same values in f32, so that its errors are far below ours; queries rounded as it rounds them."""
+    q_scale = options.get("q_scale")
+    if q_scale is not None:
+        limits = jnp.finfo(call.kv_cache.dtype)
+        q = jnp.clip(call.queries / q_scale, float(limits.min), float(limits.max)).astype(call.kv_cache.dtype)
+        call = call.but(queries=q.astype(jnp.float32) * q_scale)
     wide = call.but(
         **{name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values", "kv_cache")}
     )

@@ -16,6 +16,7 @@ from pagemill import torch as pt
 
 MIXED = [(1, 40), (1, 1), (24, 24), (5, 90), (33, 33)]
 DTYPES = {torch.float32: np.float32, torch.bfloat16: ml_dtypes.bfloat16, torch.float16: np.float16}
+FP8 = {torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn, torch.float8_e5m2: ml_dtypes.float8_e5m2}
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
@@ -38,6 +39,33 @@ def expect_close(step: Step, out: torch.Tensor, lse: torch.Tensor, dtype: torch.
     expected = attention(step, DTYPES[dtype])
     assert worst_error(array(out), expected, products_bf16=dtype == torch.bfloat16) <= 1
     np.testing.assert_allclose(lse.numpy(), expected.lse, atol=2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+@pytest.mark.parametrize("fp8", FP8)
+@pytest.mark.parametrize("q_dtype", [torch.bfloat16, torch.float32])
+def test_fp8_caches(rng: np.random.Generator, fp8: torch.dtype, q_dtype: torch.dtype) -> None:
+    scales = {"q_scale": 0.5, "k_scale": 0.25, "v_scale": 0.375}
+    step = random_step(rng, DTYPES[q_dtype], MIXED, **scales)
+    k, v = (torch.from_numpy(x.view(np.uint8)).view(fp8) for x in filled_rows(step, FP8[fp8]))
+    q, k_new, v_new, _, _, *metadata = arguments(step, q_dtype)
+    out, lse = torch.ops.pagemill.attention(q, k_new, v_new, k, v, *metadata, **scales)
+    bf16 = q_dtype == torch.bfloat16
+    expected = attention(step, FP8[fp8])
+    assert worst_error(array(out), expected, products_bf16=bf16) <= 1
+    np.testing.assert_allclose(lse.numpy(), expected.lse, atol=2e-2 if bf16 else 1e-3)
+    stored, _ = filled_rows(step, FP8[fp8], through=True)
+    np.testing.assert_array_equal(k.float().numpy(), stored.astype(np.float32))
+
+    cache = pt.PagedKVCache(1, 8, 16, *k_new.shape[1:], dtype=fp8)
+    seq = cache.add()
+    whole = cache.attend(0, q[:40], k_new[:40], v_new[:40], cache.extend([seq], [40]), **scales)
+    chunks = pt.PagedKVCache(1, 8, 16, *k_new.shape[1:], dtype=fp8, layout="rows")
+    seq = chunks.add()
+    parts = [
+        chunks.attend(0, q[a:b], k_new[a:b], v_new[a:b], chunks.extend([seq], [b - a]), **scales)
+        for a, b in ((0, 7), (7, 39), (39, 40))
+    ]
+    torch.testing.assert_close(torch.cat(parts).float(), whole.float(), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

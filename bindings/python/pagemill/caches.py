@@ -21,10 +21,10 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    if name == "bfloat16":
-        import ml_dtypes  # NumPy alone has no bfloat16
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        import ml_dtypes  # NumPy alone has none of them
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(getattr(ml_dtypes, name))
     return np.dtype(name)
 
 
@@ -42,7 +42,8 @@ def new_cache(
       num_pages: pages, which page tables name 0 .. num_pages - 1.
       page_size: P in tokens, 1 to 1024; a multiple of 16 for layout tiles.
       num_kv_heads, head_dim: K and D.
-      dtype: float32, bfloat16 (needs the package ml_dtypes) or float16, as name or dtype object.
+      dtype: float32, float16, or with the package ml_dtypes bfloat16, float8_e4m3fn or float8_e5m2, as name or dtype
+        object.
       layout: "tiles", which is faster, with the K and V planes of a head side by side in memory; or "rows", with two
         contiguous arrays [pages, P, K, D].
 

@@ -19,7 +19,8 @@ for _name, _handler in _core.jax_handlers.items():
 
 LANES = 128
 DEFAULT_MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)
-_KV_DTYPES = ("float32", "bfloat16", "float16")
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_KV_DTYPES = ("float32", "bfloat16", "float16", *_FP8)
 
 
 def align_to(x: int, multiple: int) -> int:
@@ -150,8 +151,8 @@ def _call(
     if q_scale is not None:
         limits = jnp.finfo(kv_cache.dtype)
         q = jnp.clip(q / q_scale, float(limits.min), float(limits.max)).astype(kv_cache.dtype)
-    # The library multiplies arrays of one dtype. Widening k and v is exact, and they are stored as they were.
-    dtype = jnp.promote_types(q.dtype, kv_cache.dtype)
+    # The library takes q, k and v of one dtype. Widening k and v is exact, and they are stored as they were.
+    dtype = _common_dtype(q.dtype, kv_cache.dtype)
     padding = ((0, 0), (0, 0), (0, -head_dim % 8))
     q, k, v = (jnp.pad(x.astype(dtype), padding) for x in (q, k, v))
     _core.expect_supported(
@@ -178,6 +179,12 @@ def _call(
     if v_scale is not None:
         out = out * v_scale
     return out[..., :head_dim].astype(out_dtype), kv_cache
+
+
+def _common_dtype(q: Any, kv: Any) -> Any:
+    if q.name in _FP8:
+        q = jnp.dtype(jnp.bfloat16)
+    return q if kv.name in _FP8 else jnp.promote_types(q, kv)
 
 
 def _type_of(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -256,8 +263,9 @@ def ragged_paged_attention(
     Args:
       queries: [max_num_tokens, H, D] f32, bf16 or f16, all sequences end to end.
       keys, values: [max_num_tokens, K, D] of the cache's dtype, already divided by their scales.
-      kv_cache: f32, bf16 or f16 of the shape that `get_kv_cache_shape` gives. Called outside of jit, this function
-        donates it, as the TPU kernel does; inside, it is updated in place if the jitted function donates it.
+      kv_cache: f32, bf16, f16, float8_e4m3fn or float8_e5m2 of the shape that `get_kv_cache_shape` gives. Called
+        outside of jit, this function donates it, as the TPU kernel does; inside, it is updated in place if the jitted
+        function donates it.
       kv_lens: i32 [max_num_seqs] keys of each sequence, its new tokens included.
       page_indices: i32 [max_num_seqs * pages_per_seq], the page table, flat.
       cu_q_lens: i32 [max_num_seqs + 1], first token of each sequence. All as far as distribution[2] counts.
@@ -281,7 +289,7 @@ def ragged_paged_attention(
 
     Raises:
       ValueError: shapes, dtypes or options that contradict each other, when traced. NotImplementedError: what the
-      library does not support (fp8 caches, D above 512, gradients), when traced. jax.errors.JaxRuntimeError
+      library does not support (D above 512, other fp8, gradients), when traced. jax.errors.JaxRuntimeError
       INVALID_ARGUMENT: metadata that contradict each other, when run; nothing was written.
     """
     del debug_mode, disable_bounds_checks, disable_semaphore_checks

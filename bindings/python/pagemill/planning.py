@@ -74,8 +74,8 @@ def plan(
         reference to it. None: each sequence attends to its own k_new and v_new (encoders).
       num_heads: H, a multiple of K, at most 128 K.
       num_kv_heads, head_dim: K and D where there is no cache to tell them. D is a multiple of 8 from 16 to 512.
-      dtype: of q, k_new and v_new: float32, bfloat16 or float16, as name or dtype object. None: the cache's, or
-        float32 without a cache.
+      dtype: of q, k_new and v_new: float32, bfloat16 or float16, as name or dtype object. None: the cache's,
+        bfloat16 for one of fp8, float32 without a cache.
       out_dtype: dtype, or float32. None: dtype.
       causal: whether a query sees only keys up to its position kv_len[b] - q_len[b] + i: for all, or [B] booleans.
       window_left, window_right: how many keys before and after its position a query sees; None: no bound.
@@ -105,7 +105,9 @@ def plan(
         ):
             if given is not None and given != known:
                 raise ValueError(f"{name} = {given}: expected the cache's {known}")
-    dtype = dtype_name(dtype) if dtype is not None else cache.dtype if cache is not None else "float32"
+    if dtype is None:
+        dtype = "float32" if cache is None else "bfloat16" if cache.dtype.startswith("float8") else cache.dtype
+    dtype = dtype_name(dtype)
     causal_of = None
     if not isinstance(causal, (bool, np.bool_)):
         causal_of = np.ascontiguousarray(causal, np.bool_).view(np.uint8)

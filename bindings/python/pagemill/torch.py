@@ -17,10 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import caches, partial, planning
 from ._core import Cache, Plan
+
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class _Plans:
@@ -54,6 +57,12 @@ class _Plans:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
         return plan
+
+
+def _cache(k: torch.Tensor, v: torch.Tensor, layout: str) -> Cache:
+    if k.dtype not in _FP8 or v.dtype != k.dtype:
+        return Cache(k, v, layout)
+    return Cache(k.view(torch.uint8), v.view(torch.uint8), layout, planning.dtype_name(k.dtype))  # which DLPack has
 
 
 _plans = _Plans()
@@ -140,7 +149,7 @@ def attention(
     Raises:
       ValueError, TypeError, NotImplementedError: as `pagemill.plan` and `pagemill.Plan.run`.
     """
-    cache = Cache(k_cache, v_cache, layout)
+    cache = _cache(k_cache, v_cache, layout)
     plan = _plans.get(
         query_start,
         kv_len,
@@ -192,7 +201,7 @@ def store(
     v_scale: float = 1.0,
 ) -> None:
     """The cache update of `attention` alone; arguments and errors as there."""
-    cache = Cache(k_cache, v_cache, layout)
+    cache = _cache(k_cache, v_cache, layout)
     plan = _plans.get(
         query_start,
         kv_len,
@@ -234,7 +243,7 @@ class PagedKVCache:
       num_layers, num_pages: pages of each layer; page p of a sequence is the same in all layers.
       page_size: P in tokens; a multiple of 16 for layout "tiles".
       num_kv_heads, head_dim: K and D.
-      dtype: torch.float32, torch.bfloat16 or torch.float16.
+      dtype: torch.float32, bfloat16, float16, float8_e4m3fn or float8_e5m2.
       layout: "tiles", which is faster, or "rows".
 
     Not safe from several threads at once.
@@ -329,10 +338,10 @@ class PagedKVCache:
 def _tensors(
     num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, layout: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The arrays of `pagemill.new_cache` as tensors; NumPy's float16 stands for any dtype of 16 bits."""
-    bits = torch.float16 if dtype == torch.bfloat16 else dtype
-    cache = caches.new_cache(num_pages, page_size, num_kv_heads, head_dim, bits, layout)
-    return torch.from_numpy(cache.k).view(dtype), torch.from_numpy(cache.v).view(dtype)
+    """The arrays of `pagemill.new_cache` as tensors, which share no dtype with NumPy but of bits."""
+    cache = caches.new_cache(num_pages, page_size, num_kv_heads, head_dim, dtype, layout)
+    bits = {1: np.uint8, 2: np.uint16, 4: np.uint32}[dtype.itemsize]
+    return torch.from_numpy(cache.k.view(bits)).view(dtype), torch.from_numpy(cache.v.view(bits)).view(dtype)
 
 
 def _slots(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
