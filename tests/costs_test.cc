@@ -103,11 +103,12 @@ TEST(Costs, EveryIsaHasDefaults) {
 }
 
 TEST(Costs, AUnitTakesTheLongerOfMemoryAndProducts) {
-  const CostModel model{10, 1, 2, 2, 3, 1, 5, 0.5, 0, 0};
+  const CostModel model{10, 1, 2, 2, 3, 1, 5, 0.5, 0, 0, 4};
   const UnitCost unit = model.unit(16, 2, false);
   EXPECT_DOUBLE_EQ(unit(1, 100), 10 + 16 + 100 * (2 * 2 * 16 * 2.0));           // memory
   EXPECT_DOUBLE_EQ(unit(64, 100), 10 + 64 * 16 + 100 * (32 + 64 * (5 + 8.0)));  // products
   EXPECT_DOUBLE_EQ(model.unit(16, 2, true)(64, 100), unit(64, 100) + 100 * 32 * 3.0);
+  EXPECT_DOUBLE_EQ(model.unit(16, 1, false)(64, 100), unit(64, 100) + 100 * 32 * 4.0);
 }
 
 }  // namespace

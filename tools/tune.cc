@@ -122,14 +122,14 @@ double measure_shared_byte(int threads) {
 }
 
 CostModel first_guess(double item) {
-  return {item, 0.2, 0.07, 0.07, 0.1, 0.02, 0.2, 0.04, 0.4, 0.4};
+  return {item, 0.2, 0.07, 0.07, 0.1, 0.02, 0.2, 0.04, 0.4, 0.4, 0.05};
 }
 
 }  // namespace
 
 std::vector<TuneShape> tune_shapes() {
-  constexpr std::array<std::pair<pm_dtype, pm_dtype>, 4> kDtypes = {
-      {{PM_BF16, PM_BF16}, {PM_F32, PM_BF16}, {PM_F32, PM_F32}, {PM_BF16, PM_F16}}};
+  constexpr std::array<std::pair<pm_dtype, pm_dtype>, 5> kDtypes = {
+      {{PM_BF16, PM_BF16}, {PM_F32, PM_BF16}, {PM_F32, PM_F32}, {PM_BF16, PM_F16}, {PM_BF16, PM_F8E4M3}}};
   constexpr std::array kHeadDims = {64, 128, 256};
   constexpr std::array kKeys = {16, 60, 200, 500, 1100, 2500, 4096};
   constexpr std::array<std::pair<int, int>, 8> kRows = {

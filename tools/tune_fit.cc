@@ -8,9 +8,9 @@
 namespace pagemill {
 namespace {
 
-constexpr double CostModel::* kFitted[] = {&CostModel::item,   &CostModel::row,    &CostModel::byte,
-                                           &CostModel::pass,   &CostModel::gather, &CostModel::score,
-                                           &CostModel::product};
+constexpr double CostModel::* kFitted[] = {&CostModel::item,    &CostModel::row,    &CostModel::byte,
+                                           &CostModel::pass,    &CostModel::gather, &CostModel::score,
+                                           &CostModel::product, &CostModel::widen};
 
 // Sum over the samples of |log(predicted / measured)|, rounded at 0, as a search by one or two numbers at a
 // time ends in the kinks of plain sums. The same for twice as long and half as long.

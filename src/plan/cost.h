@@ -34,12 +34,14 @@ struct CostModel {
   double product;      // ns per row, key and dim
   double merge;        // ns per float of a partial result, written and folded
   double store;        // ns per element of new keys and values
+  double widen;        // ns per element of keys and values of fp8
 
   // rows: keys and values are packed before they are multiplied.
   UnitCost unit(int head_dim, int64_t element_bytes, bool rows) const {
     const double elements = 2.0 * head_dim;
     return {item, row * head_dim, byte * elements * static_cast<double>(element_bytes),
-            (pass + (rows ? gather : 0)) * elements, score + product * head_dim};
+            (pass + (rows ? gather : 0) + (element_bytes == 1 ? widen : 0)) * elements,
+            score + product * head_dim};
   }
 };
 
@@ -53,6 +55,7 @@ inline constexpr CostField kCostFields[] = {
     {"gather", &CostModel::gather}, {"pass", &CostModel::pass},
     {"score", &CostModel::score},   {"product", &CostModel::product},
     {"merge", &CostModel::merge},   {"store", &CostModel::store},
+    {"widen", &CostModel::widen},
 };
 inline constexpr const char* kCostKinds[] = {"bf16", "f32bf16", "f32f16",
                                              "f32"};  // of products, in the order of Mma
