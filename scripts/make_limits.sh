@@ -55,6 +55,10 @@ for dtype in f32 f16; do
   measure roofline "$goal" "decode, $dtype" decode --dtype $dtype
   measure roofline "$goal" "prefill, $dtype" prefill --dtype $dtype
 done
+for dtype in f8e4m3 f8e5m2; do
+  measure mbu '0.75 of bf16' "decode, cache of $dtype" decode --cache-dtype $dtype
+  measure mfu '0.95 of bf16' "prefill, cache of $dtype" prefill --cache-dtype $dtype
+done
 measure mbu '0.90 of normal' 'decode, batch-invariant' decode --invariant
 measure mfu '0.90 of normal' 'prefill, batch-invariant' prefill --invariant
 for trace in traces/azure2023_conv.csv traces/azure2023_code.csv traces/mooncake_conversation.jsonl; do
