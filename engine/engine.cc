@@ -31,6 +31,9 @@ int64_t page_bytes(const Shape& shape, const Options& options) {
 
 Options complete(Options options, const Shape& shape) {
   expect(options.threads >= 0, "threads", options.threads, "at least 0");
+  const pm_dtype dtype = options.cache_dtype;
+  expect(dtype == PM_F32 || dtype == PM_BF16 || dtype == PM_F16, "cache_dtype", static_cast<int>(dtype),
+         "PM_F32, PM_BF16 or PM_F16");
   expect(options.page_size > 0 && options.page_size <= 1024 && options.page_size % 16 == 0, "page_size",
          options.page_size, "a multiple of 16 up to 1024");
   expect(options.pages >= 0 && options.pages <= (1 << 30), "pages", options.pages, "0 to 2^30");

@@ -153,6 +153,9 @@ TEST_F(EngineRequests, MistakesOfTheCaller) {
   EXPECT_THAT(adding({.prompt = {3}, .max_tokens = 1, .score_from = 2}),
               throws("score_from is 2: expected 1 to 1"));
   Options options = one_thread();
+  options.cache_dtype = PM_F8E4M3;  // which needs scales of each layer
+  EXPECT_THAT(with(options), throws("cache_dtype is 3: expected PM_F32, PM_BF16 or PM_F16"));
+  options.cache_dtype = PM_BF16;
   options.page_size = 8;
   EXPECT_THAT(with(options), throws("page_size is 8: expected a multiple of 16"));
   options = one_thread();

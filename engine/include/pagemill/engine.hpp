@@ -126,10 +126,10 @@ struct Event {
 };
 
 struct Options {
-  int threads = 0;  // 0 = pm_default_threads()
-  pm_dtype cache_dtype = PM_BF16;
-  int page_size = 16;  // tokens, a multiple of 16
-  int64_t pages = 0;   // of the cache; 0 = what max_seqs sequences of the model's context need, within 1 GiB
+  int threads = 0;                 // 0 = pm_default_threads()
+  pm_dtype cache_dtype = PM_BF16;  // or PM_F32, PM_F16
+  int page_size = 16;              // tokens, a multiple of 16
+  int64_t pages = 0;  // of the cache; 0 = what max_seqs sequences of the model's context need, within 1 GiB
   int token_budget = 512;    // tokens of one step
   int max_seqs = 64;         // requests that run at once; the others wait
   bool prefix_cache = true;  // reuse pages of earlier requests that begin alike
