@@ -203,7 +203,7 @@ def test_a_plan_serves_all_layers_of_a_step(rng: np.random.Generator) -> None:
 
 def impl(name: str, config: VllmConfig, head_size: int, **options: Any) -> Attention:
     with set_current_vllm_config(config):
-        made = Attention(4, head_size, 0.1, 2, kv_cache_dtype="float32", **options)
+        made = Attention(4, head_size, 0.1, 2, **({"kv_cache_dtype": "float32"} | options))
     config.compilation_config.static_forward_context[name] = type("Layer", (), {"impl": made})()
     return made
 
@@ -219,6 +219,9 @@ def test_what_cannot_be_served_goes_to_the_built_in_attention(config: VllmConfig
     assert impl("1", config, 20).built_in is not None
     assert impl("2", config, 64, kv_sharing_target_layer_name="1").built_in is not None
     assert impl("3", config, 64, kv_sharing_target_layer_name="0").built_in is None
+    assert impl("4", config, 64, kv_cache_dtype="fp8").built_in is None
+    assert impl("5", config, 64, kv_cache_dtype="fp8_e5m2").built_in is None
+    assert impl("6", config, 64, kv_cache_dtype="fp8_per_token_head").built_in is not None
 
 
 def test_layers_that_share_a_cache_read_what_was_written(config: VllmConfig) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
@@ -9,14 +10,14 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-from .. import caches, planning
+from .. import planning
 from .._core import Cache, version
 from ..machine import info
 from .steps import Options, Step, cache_of_blocks
 
 logger = init_logger("vllm.pagemill")  # vLLM shows what is logged below its own name
 
-FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # bytes, to vLLM
+FP8 = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 
 
 class Attention(AttentionImpl[Step]):
@@ -42,9 +43,6 @@ class Attention(AttentionImpl[Step]):
         self.alibi_slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
         self.sliding_window = sliding_window
         self.kv_cache_dtype = kv_cache_dtype
-        self.cache_element = FP8.get(kv_cache_dtype) or kv_cache_dtype_str_to_dtype(
-            kv_cache_dtype, get_current_vllm_config().model_config
-        )
         self.soft_cap = logits_soft_cap or 0.0
         self.attn_type = attn_type
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
@@ -91,24 +89,27 @@ class Attention(AttentionImpl[Step]):
 
     def _what_fails(self) -> str | None:
         """The library's own words on a step without sequences of this layer's shape; None if it can."""
-        dtype = torch.get_default_dtype()
         try:
-            cache = None
+            self._plan_nothing(None)
             if self.has_cache:
-                cache = caches.new_cache(1, 16, self.num_kv_heads, self.head_size, self.cache_element)
-            planning.plan(
-                [0],
-                None if cache is None else [],
-                None if cache is None else torch.zeros(0, 1, dtype=torch.int32),
-                cache,
-                num_heads=self.num_heads,
-                num_kv_heads=self.num_kv_heads,
-                head_dim=self.head_size,
-                dtype=dtype,
-            )
+                of_model = get_current_vllm_config().model_config
+                dtype = kv_cache_dtype_str_to_dtype(self.kv_cache_dtype, of_model)
+                self._plan_nothing(self._cache(torch.zeros(1, self.num_kv_heads, 16, 2 * self.head_size, dtype=dtype)))
         except (ValueError, TypeError, NotImplementedError) as error:
             return str(error)
         return None
+
+    def _plan_nothing(self, cache: Cache | None) -> None:
+        planning.plan(
+            [0],
+            None if cache is None else [],
+            None if cache is None else np.zeros((0, 1), np.int32),
+            cache,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_size,
+            dtype=torch.get_default_dtype(),
+        )
 
     def use_built_in(self, reason: str) -> None:
         """From now on the layer and all that share its cache are vLLM's own; for before the first step only."""
@@ -189,7 +190,7 @@ class Attention(AttentionImpl[Step]):
 
     def _cache(self, blocks: torch.Tensor) -> Cache:
         if self._bound is None or self._bound[0] is not blocks:
-            self._bound = blocks, cache_of_blocks(blocks.view(self.cache_element))
+            self._bound = blocks, cache_of_blocks(blocks, FP8.get(self.kv_cache_dtype))
         return self._bound[1]
 
     def _forward_built_in(

@@ -11,14 +11,17 @@ from .. import caches, planning
 from .._core import Cache, Plan
 
 
-def cache_of_blocks(blocks: torch.Tensor) -> Cache:
-    """vLLM's cache [blocks, K, P, 2 D] of a layer as pages of layout `tiles`, over the same memory."""
+def cache_of_blocks(blocks: torch.Tensor, dtype: str | None = None) -> Cache:
+    """vLLM's cache [blocks, K, P, 2 D] of a layer as pages of layout `tiles`, over the same memory.
+
+    dtype names the elements of fp8, which are uint8 to vLLM.
+    """
     pages, heads, size, both = blocks.shape
     dim, lanes = both // 2, 4 // blocks.element_size()
     planes = blocks.view(pages, heads, 2, size * dim)
     k = planes[:, :, 0].view(pages, heads, size // caches.GROUP, dim // lanes, caches.GROUP, lanes)
     v = planes[:, :, 1].view(pages, heads, size // lanes, dim, lanes)
-    return Cache(k, v, "tiles")
+    return Cache(k, v, "tiles", dtype)
 
 
 class Options(NamedTuple):
