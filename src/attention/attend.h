@@ -3,8 +3,7 @@
 #pragma once
 
 #include "attention/anchored.h"
-#include "attention/merge.h"
-#include "attention/softmax.h"
+#include "attention/item_rows.h"
 #include "attention/stage.h"
 #include "attention/step.h"
 #include "attention/store.h"
@@ -12,7 +11,7 @@
 namespace pagemill {
 
 template <class Isa, class Verbs, Mma kMma, int kD>
-class Attend {
+class Attend : ItemRows<Isa, kMma, kD> {
  public:
   static const Item* run(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base,
                          int32_t scratch_rows) {
@@ -30,24 +29,16 @@ class Attend {
   }
 
  private:
-  static constexpr bool kBf16Weights = kMma == Mma::kBf16;
-  static constexpr int kRowBytes = kBf16Weights ? 2 : 4;
-  static constexpr float kNone = -std::numeric_limits<float>::infinity();
+  using Rows = ItemRows<Isa, kMma, kD>;
+  using Rows::clear, Rows::fold_split, Rows::take_folded;
+  using Rows::kBf16Weights, Rows::kRowBytes, Rows::kNone;
+  using Rows::kv_head_of, Rows::token_of, Rows::head_of, Rows::for_heads;
+  using Rows::step_, Rows::item_, Rows::seq_, Rows::dim_, Rows::ldo_, Rows::rows_, Rows::scratch_;
 
   enum class Fetch { kAhead, kNone };
 
   Attend(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base, int32_t scratch_rows)
-      : step_(step),
-        item_(item),
-        queue_(queue),
-        seq_(step.sequences[item.seq]),
-        dim_(kD ? kD : step.head_dim),
-        ldo_(padded_dim(dim_)),
-        head_rows_((item.token_end - item.token_begin) * step.group),
-        rows_(head_rows_ * (item.kv_head_end - item.kv_head_begin)),
-        verbs_(head_rows_, dim_) {
-    scratch_layout(base, scratch_rows, dim_, step.batch_invariant, scratch_);
-  }
+      : Rows(step, item, base, scratch_rows), queue_(queue), verbs_(this->head_rows_, dim_) {}
 
   const Item* next() {
     if (!took_next_) next_ = queue_.take();
@@ -55,65 +46,23 @@ class Attend {
     return next_;
   }
 
-  // Rows of the scratch memory: KV head, then query token, then query head of the group.
-  int32_t kv_head_of(int row) const { return item_.kv_head_begin + row / head_rows_; }
-  int32_t token_of(int row) const { return item_.token_begin + row % head_rows_ / step_.group; }
-  int32_t head_of(int row) const { return kv_head_of(row) * step_.group + row % step_.group; }
-
-  // Calls f(row, token, head) for every row; divisions would take longer than short rows of work.
-  template <class F>
-  PM_INLINE void for_all_rows(F f) {
-    int row = 0;
-    for (int32_t kv_head = item_.kv_head_begin; kv_head < item_.kv_head_end; ++kv_head) {
-      for (int32_t token = item_.token_begin; token < item_.token_end; ++token) {
-        for (int32_t g = 0; g < step_.group; ++g) f(row++, token, kv_head * step_.group + g);
-      }
-    }
-  }
-
-  void pack_queries() {
-    const int64_t element = dtype_bytes(step_.dtype);
-    for_all_rows([&](int r, int32_t token, int32_t head) {
-      const int64_t at =
-          (int64_t{seq_.query_begin} + token) * step_.q.stride_token + head * step_.q.stride_head;
-      convert_row<Isa>(step_.q.data + at * element, step_.dtype, scratch_.q + int64_t{r} * dim_ * kRowBytes,
-                       kBf16Weights ? PM_BF16 : PM_F32, dim_, 1.0f);
-    });
-  }
-
-  // Calls f(row_begin, row_end) for the rows of queries [token_begin, token_end), KV head by KV head.
-  template <class F>
-  PM_INLINE void for_heads(int32_t token_begin, int32_t token_end, F f) {
-    const int begin = (token_begin - item_.token_begin) * step_.group;
-    const int end = (token_end - item_.token_begin) * step_.group;
-    for (int base = 0; base < rows_; base += head_rows_) f(base + begin, base + end);
-  }
-
-  void clear(int row_begin, int row_end) {
-    for (int r = row_begin; r < row_end; ++r) {
-      scratch_.m[r] = kNone;
-      std::memset(scratch_.l + r * kGroupKeys, 0, kGroupKeys * sizeof(float));
-      std::memset(scratch_.o + int64_t{r} * ldo_, 0, static_cast<size_t>(ldo_) * sizeof(float));
-    }
-  }
-
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
-    const auto heads = [&](auto f) PM_INLINE_LAMBDA { for_heads(token_begin, token_end, f); };
     const bool stream = Verbs::kStreams && (token_end - token_begin) * step_.group > Isa::kTileRows;
     const int32_t block_keys =
         stream ? kChunkKeys
         : item_.kv_head_end - item_.kv_head_begin > 1
             ? shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant)
             : kBlockKeys;
-    heads([&](int row_begin, int row_end) { clear(row_begin, row_end); });
+    for_heads(token_begin, token_end, [&](int row_begin, int row_end) { clear(row_begin, row_end); });
     bool folded = false;
     int32_t begin = key_begin;
     while (begin < key_end) {
       const int32_t block = begin / block_keys * block_keys;
       const int32_t end = key_end - block < block_keys ? key_end : block + block_keys;
       if (step_.batch_invariant && begin > key_begin && begin % kInvariantKeys == 0) {
-        heads([&](int row_begin, int row_end) { fold_split(row_begin, row_end, !folded); });
+        for_heads(token_begin, token_end,
+                  [&](int row_begin, int row_end) { fold_split(row_begin, row_end, !folded); });
         folded = true;
       }
       Ahead ahead;
@@ -126,7 +75,7 @@ class Attend {
                       after->key_end < first_end ? after->key_end : first_end, ahead);
         }
       }
-      heads([&](int row_begin, int row_end) {
+      for_heads(token_begin, token_end, [&](int row_begin, int row_end) {
         const Stager<Isa> stager(step_, seq_, kv_head_of(row_begin), scratch_);
         if (row_end - row_begin <= Isa::kTileRows) {
           attend_tile(block, begin, end, row_begin, row_end, stager, ahead);
@@ -139,7 +88,7 @@ class Attend {
       begin = end;
     }
     if (folded) {
-      heads([&](int row_begin, int row_end) {
+      for_heads(token_begin, token_end, [&](int row_begin, int row_end) {
         fold_split(row_begin, row_end, false);
         take_folded(row_begin, row_end);
       });
@@ -429,45 +378,6 @@ class Attend {
     if (raised_) scale_sums(tile.row, tile.rows);
   }
 
-  float sum_l(int row) const {
-    float sum = 0;
-    for (int i = 0; i < kGroupKeys; i += Isa::kLanes) {
-      sum += Isa::reduce_add(Isa::load(scratch_.l + row * kGroupKeys + i));
-    }
-    return sum;
-  }
-
-  // Adds what the rows hold to what their earlier invariant splits gave, and clears them.
-  void fold_split(int row_begin, int row_end, bool first) {
-    for (int r = row_begin; r < row_end; ++r) {
-      float* acc = scratch_.acc + int64_t{r} * (ldo_ + 2);
-      if (first) {
-        std::memset(acc, 0, static_cast<size_t>(ldo_) * sizeof(float));
-        acc[ldo_] = kNone;
-        acc[ldo_ + 1] = 0;
-      }
-      fold<Isa>(dim_, acc, acc[ldo_], acc[ldo_ + 1], scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
-    }
-    clear(row_begin, row_end);
-  }
-
-  void take_folded(int row_begin, int row_end) {
-    for (int r = row_begin; r < row_end; ++r) {
-      const float* acc = scratch_.acc + int64_t{r} * (ldo_ + 2);
-      std::memcpy(scratch_.o + int64_t{r} * ldo_, acc, static_cast<size_t>(ldo_) * sizeof(float));
-      scratch_.m[r] = acc[ldo_];
-      scratch_.l[r * kGroupKeys] = acc[ldo_ + 1];
-    }
-  }
-
-  bool finite() const {
-    auto sum = Isa::zero();
-    for (int64_t i = 0; i < int64_t{rows_} * ldo_; i += Isa::kLanes) {
-      sum = Isa::fma(Isa::load(scratch_.o + i), Isa::zero(), sum);
-    }
-    return Isa::reduce_add(sum) == 0.0f;
-  }
-
   // A value that is not finite has met the zero weight of a query that does not see it: with one token at a
   // time the stage holds only what that token sees.
   PM_NOINLINE void compute_each_token() {
@@ -479,73 +389,11 @@ class Attend {
     }
   }
 
-  void finish() {
-    if (item_.merge < 0) {
-      for_all_rows([&](int r, int32_t token, int32_t head) {
-        emit(token, head, scratch_.o + int64_t{r} * ldo_, scratch_.m[r], sum_l(r));
-      });
-      return;
-    }
-    const Merge& merge = step_.merges[item_.merge];
-    const int64_t record = dim_ + 2;
-    const auto partial = [&](int split, int row) {
-      const int64_t head_split = int64_t{kv_head_of(row)} * merge.num_splits + split;
-      return step_.partials + merge.partial_offset + (head_split * head_rows_ + row % head_rows_) * record;
-    };
-    for (int r = 0; r < rows_; ++r) {
-      float* to = partial(item_.split, r);
-      std::memcpy(to, scratch_.o + int64_t{r} * ldo_, static_cast<size_t>(dim_) * sizeof(float));
-      to[dim_] = scratch_.m[r];
-      to[dim_ + 1] = sum_l(r);
-    }
-    std::atomic<int32_t>& arrived =
-        step_.arrivals[int64_t{item_.merge} * step_.num_kv_heads + item_.kv_head_begin];
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < merge.num_splits) return;
-    for_all_rows([&](int r, int32_t token, int32_t head) {
-      float* o = scratch_.o;
-      float m = kNone, l = 0;
-      std::memset(o, 0, static_cast<size_t>(ldo_) * sizeof(float));
-      for (int split = 0; split < merge.num_splits; ++split) {
-        const float* from = partial(split, r);
-        fold<Isa>(dim_, o, m, l, from, from[dim_], from[dim_ + 1]);
-      }
-      emit(token, head, o, m, l);
-    });
-  }
-
-  // Normalises a row with its sink and writes out and lse.
-  void emit(int32_t of_sequence, int32_t head, const float* o, float m, float l) {
-    const int64_t token = int64_t{seq_.query_begin} + of_sequence;
-    std::byte* out = step_.out.data + (token * step_.out.stride_token + head * step_.out.stride_head) *
-                                          dtype_bytes(step_.out_dtype);
-    float lse = step_.sinks ? step_.sinks[head] : kNone;
-    if (m == kNone && l == 0.0f) {
-      std::memset(out, 0, static_cast<size_t>(dim_ * dtype_bytes(step_.out_dtype)));
-    } else {
-      float top = m, keep = 1.0f, denominator = l;
-      if (step_.sinks) {
-        const float sink = lse * kLog2e;
-        top = sink > m ? sink : m;
-        keep = std::exp2(m - top);
-        denominator = l * keep + std::exp2(sink - top);
-      }
-      convert_row<Isa>(reinterpret_cast<const std::byte*>(o), PM_F32, out, step_.out_dtype, dim_,
-                       step_.v_scale * keep / denominator);
-      if (step_.lse) lse = (top + std::log2(denominator)) * kLn2;
-    }
-    if (step_.lse) step_.lse[token * step_.lse_stride + head] = lse;
-  }
-
-  const Step& step_;
-  const Item& item_;
   const ItemQueue& queue_;
   const Item* next_ = nullptr;
   bool took_next_ = false;
   bool raised_ = false;  // Scratch::keep holds factors of the rows at work
-  const Sequence& seq_;
-  const int dim_, ldo_, head_rows_, rows_;  // head_rows_: of one KV head
   const Verbs verbs_;
-  Scratch scratch_;
 };
 
 }  // namespace pagemill

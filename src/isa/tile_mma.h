@@ -152,7 +152,11 @@ class TileMma {
       }
     };
     any(0, begin);
-    PM_UNROLL for (int d = 1; d < full; ++d) any(d, kBegun);
+    if constexpr (kD > 0) {
+      PM_UNROLL for (int d = 1; d < kD / 2 / kPairs; ++d) any(d, kBegun);
+    } else {
+      for (int d = 1; d < full; ++d) any(d, kBegun);
+    }
     if (tail > 0 && full > 0) any(full, kBegun);
   }
   // The same of R tiles of weights [R][kBlockKeys] and N tiles of values at `offset` bytes, in kSteps (0: in
