@@ -9,6 +9,7 @@ of Llama 3 8B: 32 query heads, 8 KV heads, head dim 128. Caches are taken in tur
 """
 
 import argparse
+import sys
 import time
 from importlib.metadata import distribution
 from itertools import cycle
@@ -19,6 +20,10 @@ from statistics import median
 import torch
 
 import pagemill
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cpu_caches import last_level_bytes  # noqa: E402
+
 from pagemill.vllm.steps import Options, Step, cache_of_blocks
 
 BLOCK = 128  # tokens: vLLM's default
@@ -38,11 +43,6 @@ def load_operators() -> None:
     else:
         name = "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
     torch.ops.load_library(WHEEL.locate_file(f"vllm/{name}.abi3.so"))
-
-
-def last_level_bytes() -> int:
-    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes), default=32 << 20)
 
 
 class Case:

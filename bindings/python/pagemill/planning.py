@@ -37,6 +37,26 @@ def int32_array(values: ArrayLike | None, name: str, dims: int) -> np.ndarray | 
     return array if rows_lie_well else np.ascontiguousarray(array)
 
 
+def new_slots(
+    query_start: np.ndarray,
+    kv_len: np.ndarray,
+    page_table: np.ndarray,
+    page_size: int,
+    row_index: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """Where a plan with this metadata stores the step's new tokens: i64 [T] of page * page_size + place in the page.
+
+    None where kv_len or the table has no place for them.
+    """
+    begins, ends = query_start[:-1], query_start[1:]
+    rows = np.arange(len(begins)) if row_index is None else row_index
+    positions = np.arange(query_start[-1]) + np.repeat(kv_len - ends, ends - begins)
+    if len(positions) and not 0 <= positions.min() <= positions.max() < page_table.shape[1] * page_size:
+        return None
+    pages = page_table[np.repeat(rows, ends - begins), positions // page_size]
+    return pages.astype(np.int64) * page_size + positions % page_size
+
+
 def window(keys: int | None) -> int:
     return -1 if keys is None else keys
 

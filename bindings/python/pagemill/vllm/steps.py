@@ -82,15 +82,9 @@ class Step:
         return self._made_once(("in order", page_size), lambda: self._follows_block_table(page_size))
 
     def _follows_block_table(self, page_size: int) -> bool:
-        starts, ends = self.query_start_loc.numpy()[:-1], self.query_start_loc.numpy()[1:]
-        new, tokens = ends - starts, int(ends[-1])
-        positions = np.arange(tokens) + np.repeat(self.seq_lens.numpy() - ends, new)
-        table = self.block_table.numpy()
-        if tokens and not 0 <= positions.min() <= positions.max() < table.shape[1] * page_size:
-            return False
-        pages = table[np.repeat(np.arange(len(new)), new), positions // page_size]
-        slots = pages.astype(np.int64) * page_size + positions % page_size
-        return np.array_equal(slots, self.slot_mapping[:tokens].numpy())
+        metadata = (x.numpy() for x in (self.query_start_loc, self.seq_lens, self.block_table))
+        slots = planning.new_slots(*metadata, page_size)
+        return slots is not None and np.array_equal(slots, self.slot_mapping[: len(slots)].numpy())
 
     def store(self, k: torch.Tensor, v: torch.Tensor, cache: Cache, k_scale: float, v_scale: float) -> None:
         """Stores k and v [T, K, D] in the slots of slot_mapping, wherever these are."""
