@@ -43,7 +43,9 @@ class Attention:
     def __init__(self, kind: type, requests: list[tuple[int, int]], page_size: int) -> None:
         bytes_a_layer = sum(keys for _, keys in requests) * 2 * K * D * 2
         count = min(12, max(2, -(-4 * last_level_bytes() // bytes_a_layer)))
-        world = World(requests, torch.bfloat16, page_size, num_kv_heads=K, head_dim=D, v_head_dim=D, layers=count)
+        world = World(
+            requests, torch.bfloat16, page_size=page_size, num_kv_heads=K, head_dim=D, v_head_dim=D, layers=count
+        )
         self.layers = [layer(i, num_heads=H, head_dim=D, num_kv_heads=K, scaling=D**-0.5) for i in range(count)]
         self.backend, self.batch = kind(world.runner(*self.layers)), world.batch()
         self.q = world.randn(world.tokens, H * D)
