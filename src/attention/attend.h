@@ -50,7 +50,7 @@ class Attend : ItemRows<Isa, kMma, kD> {
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
     const bool stream = Verbs::kStreams && (token_end - token_begin) * step_.group > Isa::kTileRows;
     const int32_t block_keys =
-        stream ? kChunkKeys
+        stream ? chunk_keys(dim_)
         : item_.kv_head_end - item_.kv_head_begin > 1
             ? shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant)
             : kBlockKeys;
@@ -196,7 +196,7 @@ class Attend : ItemRows<Isa, kMma, kD> {
   }
 
   // Where pairs of values are put side by side: behind those that are staged.
-  std::byte* pairs() const { return scratch_.v + int64_t{kChunkKeys} * padded_dim(dim_) * 2; }
+  std::byte* pairs() const { return scratch_.v + int64_t{chunk_keys(dim_)} * padded_dim(dim_) * 2; }
 
   // What TileStream asks of the softmax between its products.
   struct StreamSoftmax {

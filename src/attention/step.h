@@ -15,8 +15,8 @@ constexpr int kBlockKeys =
 constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
 constexpr int kGranuleKeys = 2 * kGroupKeys;  // keys of one tile product
 constexpr int kUnitGranules = 4;              // whose weights meet their values together
-constexpr int kChunkKeys =
-    512;  // keys that a tile of rows meets before the next one has its turn, with tiles
+// The most keys that a tile of rows meets before the next one has its turn, with tile products.
+constexpr int kChunkKeys = 512;
 constexpr int kInvariantKeys = 1024;  // batch-invariant mode: partial results end at multiples of it
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 128;  // G
@@ -132,8 +132,8 @@ struct Scratch {
   float* l;        // [rows, 16] partial sums
   float* acc;      // [rows, D' + 2] what earlier invariant splits gave: O, m, l
   float* keep;     // [kMaxTileRows] what rows of o are still to be scaled by
-  std::byte* k;    // [kBlockKeys * D] f32 or [kChunkKeys * D] bf16 staged keys
-  std::byte* v;    // [kBlockKeys * D] f32 or [2, kChunkKeys * D] bf16 staged values
+  std::byte* k;    // [kBlockKeys * D] f32 or [chunk_keys * D] bf16 staged keys
+  std::byte* v;    // [kBlockKeys * D] f32 or [2, chunk_keys * D] bf16 staged values
   std::byte* raw;  // [16, D] f32: new rows on their way into a group, groups of fp8 on theirs to k and v
 };
 
@@ -141,6 +141,11 @@ constexpr int kMaxTileRows = 32;  // query rows that share a pass over a block o
 constexpr int kSpareRows = 15;    // past the last row of q and o: tile registers read 16 at a time
 constexpr int padded_dim(int head_dim) {
   return (head_dim + 15) / 16 * 16;
+}
+
+// Keys and values of a chunk stay in the second-level cache while rows meet them.
+constexpr int chunk_keys(int head_dim) {
+  return head_dim <= 128 ? kChunkKeys : head_dim <= 256 ? kChunkKeys / 2 : kBlockKeys;
 }
 
 // Carves `base` (64-byte aligned; null to measure) for items of up to `rows` rows; returns the bytes used.
@@ -160,8 +165,9 @@ inline size_t scratch_layout(std::byte* base, int rows, int head_dim, bool invar
   out.l = reinterpret_cast<float*>(take(n * 16 * 4));
   out.acc = reinterpret_cast<float*>(take(invariant ? n * (d + 2) * 4 : 0));
   out.keep = reinterpret_cast<float*>(take(kMaxTileRows * 4));
-  out.k = take(kChunkKeys * d * 2);
-  out.v = take(2 * kChunkKeys * d * 2);
+  const auto chunk = static_cast<size_t>(chunk_keys(head_dim));
+  out.k = take((chunk * 2 > kBlockKeys * 4 ? chunk * 2 : kBlockKeys * 4) * d);
+  out.v = take(2 * chunk * d * 2);
   out.raw = take(16 * d * 4);
   return used;
 }
