@@ -82,6 +82,8 @@ bool carry_out(const Instruction& i) {
     TileConfig config;
     std::memcpy(&config, memory, sizeof config);
     Tiles::configure(config);
+  } else if (i.opcode == 0x49 && i.prefix == k66 && i.memory) {
+    std::memset(memory, 0, sizeof(TileConfig));
   } else if (i.opcode == 0x49 && i.prefix == kNone) {
     Tiles::release();
   } else if (i.opcode == 0x49 && i.prefix == kF2 && !i.memory) {

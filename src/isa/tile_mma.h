@@ -44,9 +44,9 @@ PM_INLINE void for_each_index(F f) {
 template <class Tiles, int kD>
 class TileStream;
 
-// Tiles: configure, release, zero<t>, load<t>, load_once<t>, store<t>, dpbf16<sums, a, b>; of the machine or
-// emulated.
-// Lives as long as an item: the tiles are configured once, and released so that nobody saves them later.
+// Tiles: save, configure, release, zero<t>, load<t>, load_once<t>, store<t>, dpbf16<sums, a, b>; of the
+// machine or emulated. Lives as long as an item: the tiles are configured once, and released so that nobody
+// saves them later.
 template <class Tiles>
 class TileMma {
  public:
@@ -64,9 +64,17 @@ class TileMma {
     config.set(kFull.b[0], kPairs, 64);
     config.set(kTail.a[0], rows_, tail ? tail * 4 : 64);
     config.set(kTail.b[0], tail ? tail : kPairs, 64);
+    Tiles::save(before_);
     Tiles::configure(config);
   }
-  ~TileMma() { Tiles::release(); }
+  // The thread may be a host's that has configured tiles for products of its own, once for all.
+  ~TileMma() {
+    if (before_.palette != 0) {
+      Tiles::configure(before_);
+    } else {
+      Tiles::release();
+    }
+  }
   TileMma(const TileMma&) = delete;
   TileMma& operator=(const TileMma&) = delete;
 
@@ -294,6 +302,7 @@ class TileMma {
   }
 
   const int rows_;  // of A
+  TileConfig before_;
 };
 
 }  // namespace pagemill

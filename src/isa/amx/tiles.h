@@ -13,6 +13,7 @@ struct AmxTiles {
   static PM_INLINE void configure(const TileConfig& config) {
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
   }
+  static PM_INLINE void save(TileConfig& config) { __asm__ volatile("sttilecfg %0" : "=m"(config)); }
   static PM_INLINE void release() { __asm__ volatile("tilerelease"); }
 
   template <int kTile>

@@ -53,6 +53,8 @@ struct Tiles {
     }
     for (int t = 0; t < kCount; ++t) registers[t] = {config.rows[t], config.row_bytes[t], {}};
   }
+  // Nobody else has emulated tiles.
+  static void save(TileConfig& config) { config.palette = 0; }
   static void release() {
     for (Tile& tile : registers) tile = {};
   }
