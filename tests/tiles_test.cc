@@ -151,6 +151,23 @@ TEST(TileVerbs, LackingGroupsAddNothing) {
   }
 }
 
+TEST(TileVerbs, PutBackTheConfigurationThatTheyFind) {
+  TileConfig host, after;
+  host.set(0, 3, 16);
+  Tiles::configure(host);
+  {
+    const Verbs verbs(32, 128);
+  }
+  Tiles::save(after);
+  EXPECT_EQ(std::memcmp(&after, &host, sizeof host), 0);
+  Tiles::release();
+  {
+    const Verbs verbs(32, 128);
+  }
+  Tiles::save(after);
+  EXPECT_EQ(after.palette, 0);
+}
+
 TEST(EmulatedTiles, RoundAsTheHardware) {
   TileConfig config;
   for (int tile = 0; tile < 3; ++tile) config.set(tile, tile == 2 ? 2 : 1, tile == 0 ? 4 : tile == 1 ? 8 : 4);

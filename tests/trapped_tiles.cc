@@ -83,7 +83,9 @@ bool carry_out(const Instruction& i) {
     std::memcpy(&config, memory, sizeof config);
     Tiles::configure(config);
   } else if (i.opcode == 0x49 && i.prefix == k66 && i.memory) {
-    std::memset(memory, 0, sizeof(TileConfig));
+    TileConfig config;
+    Tiles::save(config);
+    std::memcpy(memory, &config, sizeof config);
   } else if (i.opcode == 0x49 && i.prefix == kNone) {
     Tiles::release();
   } else if (i.opcode == 0x49 && i.prefix == kF2 && !i.memory) {

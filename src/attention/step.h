@@ -11,7 +11,7 @@ namespace pagemill {
 
 constexpr int kGroupKeys = 16;  // keys of one group of a compute layout, as in PM_TILES
 constexpr int kBlockKeys =
-    128;  // keys between two looks at the running maximum; blocks lie at multiples of it
+    128;  // keys whose weights meet their values together; blocks lie at multiples of it
 constexpr int kBlockGroups = kBlockKeys / kGroupKeys;
 constexpr int kGranuleKeys = 2 * kGroupKeys;  // keys of one tile product
 constexpr int kUnitGranules = 4;              // whose weights meet their values together

@@ -52,11 +52,12 @@ struct Tiles {
       require(t < kCount ? config.rows[t] <= 16 && config.row_bytes[t] <= 64 : config.rows[t] == 0);
     }
     for (int t = 0; t < kCount; ++t) registers[t] = {config.rows[t], config.row_bytes[t], {}};
+    current = config;
   }
-  // Nobody else has emulated tiles.
-  static void save(TileConfig& config) { config.palette = 0; }
+  static void save(TileConfig& config) { config = current; }
   static void release() {
     for (Tile& tile : registers) tile = {};
+    current = kNone;
   }
 
   template <int kTile>
@@ -97,7 +98,9 @@ struct Tiles {
 
  private:
   static constexpr int kCount = 8;
+  static constexpr TileConfig kNone = {.palette = 0};
   static inline thread_local Tile registers[kCount];
+  static inline thread_local TileConfig current = kNone;
 
   static void require(bool holds) {
     if (!holds) __builtin_trap();
