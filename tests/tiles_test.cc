@@ -48,21 +48,22 @@ struct Operands {
   // Rows [first, first + rows) of an item of `item_rows`.
   std::vector<float> scores(int item_rows, int first, int rows) const {
     std::vector<float> s(kMaxTileRows * kBlockKeys, -1);
-    const Verbs verbs(item_rows, dim);
+    const Verbs verbs(item_rows, dim, true);
     verbs.scores<0>(reinterpret_cast<const std::byte*>(&q[size_t(first) * dim]), dim * 2, rows,
                     k_groups.data(), kBlockGroups, dim, s.data(), nullptr);
     s.resize(size_t(rows) * kBlockKeys);
     return s;
   }
-  // Groups [begin, end), with what arrange() makes of them; the rows past the last keep their -1.
-  std::vector<float> sums(int item_rows, int rows, int begin, int end) {
+  // Groups [begin, end), with what pair_values() makes of them; the rows past the last keep their -1.
+  std::vector<float> sums(int item_rows, int rows, int begin, int end, bool invariant = true) {
     auto ks = k_groups, vs = v_groups;
     std::vector<float> o((kMostRows + kSpareRows) * size_t(padded_dim(dim)), 0);
     std::fill(o.begin() + rows * padded_dim(dim), o.end(), -1.0f);
-    const Verbs verbs(item_rows, dim);
-    Verbs::pair_keys(ks.data(), begin, end);
-    Verbs::pair_values(vs.data(), begin, end, dim, reinterpret_cast<std::byte*>(stage.data()));
-    const int first = begin / 2 * 2, groups = (end + 1) / 2 * 2 - first;
+    const Verbs verbs(item_rows, dim, invariant);
+    verbs.pair_keys(ks.data(), begin, end);
+    verbs.pair_values(vs.data(), begin, end, dim, reinterpret_cast<std::byte*>(stage.data()));
+    const int unit = verbs.unit_groups();
+    const int first = begin / unit * unit, groups = (end + unit - 1) / unit * unit - first;
     verbs.accumulate<0>(reinterpret_cast<const std::byte*>(&p[size_t(first) * kGroupKeys]), rows,
                         vs.data() + first, groups, dim, o.data(), nullptr);
     return o;
@@ -92,23 +93,36 @@ TEST(TileVerbs, ScoresAreProducts) {
   }
 }
 
+void expect_products(const Operands& x, const std::vector<float>& o, int rows, int begin, int end) {
+  const int ldo = padded_dim(x.dim);
+  for (int r = 0; r < kMostRows; ++r)
+    for (int d = 0; d < x.dim; ++d) {
+      double sum = r < rows ? 0 : -1, size = 0;
+      for (int key = begin * kGroupKeys; r < rows && key < end * kGroupKeys; ++key) {
+        const double term =
+            double{bf16_to_f32(x.p[size_t(r) * kBlockKeys + key])} * x.value(key / 16, key % 16, d);
+        sum += term, size += std::abs(term);
+      }
+      ASSERT_NEAR(o[size_t(r) * ldo + d], sum, 1e-6 * size) << x.dim << " " << rows << " " << r << " " << d;
+    }
+}
+
 TEST(TileVerbs, SumsAreProductsAndOtherRowsAreLeftAlone) {
   for (const int dim : kDims)
     for (const int rows : {1, 5, 16, 17, 31, 32}) {
       Operands x(dim);
-      const int ldo = padded_dim(dim);
-      const std::vector<float> o = x.sums(40, rows, 0, kBlockGroups);
-      for (int r = 0; r < kMostRows; ++r)
-        for (int d = 0; d < dim; ++d) {
-          double sum = r < rows ? 0 : -1, size = 0;
-          for (int key = 0; r < rows && key < kBlockKeys; ++key) {
-            const double term =
-                double{bf16_to_f32(x.p[size_t(r) * kBlockKeys + key])} * x.value(key / 16, key % 16, d);
-            sum += term, size += std::abs(term);
-          }
-          ASSERT_NEAR(o[size_t(r) * ldo + d], sum, 1e-6 * size) << dim << " " << rows << " " << r << " " << d;
-        }
+      expect_products(x, x.sums(40, rows, 0, kBlockGroups), rows, 0, kBlockGroups);
     }
+}
+
+// Rows of decode, of which some may be at work: groups of values that begin and end anywhere.
+TEST(TileVerbs, SumsOfFewRowsAreProducts) {
+  for (const int dim : kDims)
+    for (const int rows : {1, 5, 16})
+      for (const int at_work : {1, rows}) {
+        Operands x(dim);
+        expect_products(x, x.sums(rows, at_work, 0, 7, false), at_work, 0, 7);
+      }
 }
 
 TEST(TileVerbs, BitsDoNotDependOnTheRowsOfATile) {
@@ -156,13 +170,13 @@ TEST(TileVerbs, PutBackTheConfigurationThatTheyFind) {
   host.set(0, 3, 16);
   Tiles::configure(host);
   {
-    const Verbs verbs(32, 128);
+    const Verbs verbs(32, 128, true);
   }
   Tiles::save(after);
   EXPECT_EQ(std::memcmp(&after, &host, sizeof host), 0);
   Tiles::release();
   {
-    const Verbs verbs(32, 128);
+    const Verbs verbs(32, 128, true);
   }
   Tiles::save(after);
   EXPECT_EQ(after.palette, 0);

@@ -211,6 +211,7 @@ pm_status validate_args(const PlanData& plan, const pm_args* in, Parts parts, St
   step.batch_invariant = c.batch_invariant != 0;
   step.fuse = c.write_cache && parts == Parts::kBoth;
   step.vbmi = cpu_features().avx512_vbmi;
+  step.many_streams = cpu_features().many_streams;
   return PM_OK;
 }
 

@@ -98,11 +98,10 @@ PM_NOINLINE void anchor_plain_granules(const float* s, float scale, int rows, fl
 // Granules of `rows` rows, whole and without a transform, of rows that have a maximum. Returns how many rows
 // are done: fewer if the next one is for weigh_any_granule().
 template <class Isa>
-PM_NOINLINE int weigh_plain_granules(const float* s, float scale, int rows, const float* m, float* l,
-                                     uint16_t* weights, int64_t ldp) {
+PM_NOINLINE int weigh_plain_granules(const float* s, int64_t lds, float scale, int rows, const float* m,
+                                     float* l, uint16_t* weights, int64_t ldp) {
   for (int r = 0; r < rows; ++r) {
-    if (!weigh_granule<Isa>(s + r * kGranuleKeys, scale, -m[r], l + r * kGroupKeys, weights + r * ldp,
-                            false)) {
+    if (!weigh_granule<Isa>(s + r * lds, scale, -m[r], l + r * kGroupKeys, weights + r * ldp, false)) {
       return r;
     }
   }

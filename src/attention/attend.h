@@ -38,7 +38,9 @@ class Attend : ItemRows<Isa, kMma, kD> {
   enum class Fetch { kAhead, kNone };
 
   Attend(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base, int32_t scratch_rows)
-      : Rows(step, item, base, scratch_rows), queue_(queue), verbs_(this->head_rows_, dim_) {}
+      : Rows(step, item, base, scratch_rows),
+        queue_(queue),
+        verbs_(this->head_rows_, dim_, step.batch_invariant) {}
 
   const Item* next() {
     if (!took_next_) next_ = queue_.take();
@@ -190,9 +192,9 @@ class Attend : ItemRows<Isa, kMma, kD> {
     if (seen.begin < keys.begin) seen.begin = keys.begin;
     if (seen.end > keys.end) seen.end = keys.end;
     if (seen.begin >= seen.end) return {};
-    constexpr int kUnit = Verbs::kGroups * kGroupKeys;
-    const int first = (seen.begin - keys.block) / kUnit, last = (seen.end - keys.block + kUnit - 1) / kUnit;
-    return {row, rows, first * Verbs::kGroups, (last - first) * Verbs::kGroups, scratch_.s, scratch_.p};
+    const int groups = verbs_.unit_groups(), unit = groups * kGroupKeys;
+    const int first = (seen.begin - keys.block) / unit, last = (seen.end - keys.block + unit - 1) / unit;
+    return {row, rows, first * groups, (last - first) * groups, scratch_.s, scratch_.p};
   }
 
   // Where pairs of values are put side by side: behind those that are staged.
@@ -210,15 +212,15 @@ class Attend : ItemRows<Isa, kMma, kD> {
     bool is_plain = false;  // the granule at work
 
     PM_INLINE void fetch() {
-      if (ahead.chunk == ahead.num_chunks) return;
+      if (ahead.done()) return;
       for (int i = 0; i < 4; ++i) ahead.step<4>();
     }
     PM_INLINE void weigh(const Granule& g, int begin, int end) {
       if (begin == 0) look_at(g);
       if (is_plain) {
         const int first = g.row + begin;
-        begin += weigh_plain_granules<Isa>(task.scratch_.s + begin * kGranuleKeys, task.step_.scale * kLog2e,
-                                           end - begin, task.scratch_.m + first,
+        begin += weigh_plain_granules<Isa>(task.scratch_.s + begin * kGranuleKeys, kGranuleKeys,
+                                           task.step_.scale * kLog2e, end - begin, task.scratch_.m + first,
                                            task.scratch_.l + first * kGroupKeys,
                                            g.p + begin * kBlockKeys + g.index * kGranuleKeys, kBlockKeys);
       }
@@ -357,25 +359,41 @@ class Attend : ItemRows<Isa, kMma, kD> {
   void weigh(const KeyBlock& keys, const RowTile& tile) {
     const int32_t key = keys.block + tile.first * kGroupKeys;  // of column 0
     const int columns = tile.groups * kGroupKeys;
+    if constexpr (Verbs::kStreams) {
+      for (int c = 0; c < columns; c += kGranuleKeys) weigh_granule(keys, tile, key, c);
+      if (raised_) scale_sums(tile.row, tile.rows);
+      return;
+    }
     for_rows(tile.row, tile.row + tile.rows, key, [&](int row, Range seen, const ScoreTransform& transform) {
       const int r = row - tile.row;
       const Range visible = inside(seen, keys, key);
       float* s = tile.s + r * kBlockKeys;
       uint16_t* p = tile.p + r * kBlockKeys;
       const RowState state{scratch_.o + int64_t{row} * ldo_, scratch_.m + row, scratch_.l + row * kGroupKeys};
-      if constexpr (Verbs::kStreams) {
-        for (int c = 0; c < columns; c += kGranuleKeys) {
-          ScoreTransform t = transform;
-          t.first_distance -= static_cast<float>(c);
-          weigh_granule_of(row, s + c, {visible.begin - c, visible.end - c}, t, p + c, c);
-        }
-      } else if constexpr (kBf16Weights) {
+      if constexpr (kBf16Weights) {
         softmax_row<Isa, true>(s, columns, visible.begin, visible.end, transform, ldo_, state, p);
       } else {
         softmax_row<Isa, false>(s, columns, visible.begin, visible.end, transform, ldo_, state, s);
       }
     });
-    if (raised_) scale_sums(tile.row, tile.rows);
+  }
+
+  // Columns [column, column + kGranuleKeys) of a tile of which column 0 is `key`.
+  void weigh_granule(const KeyBlock& keys, const RowTile& tile, int32_t key, int column) {
+    const int32_t first = key + column;
+    const Range plain = inside(plain_keys(tile.row, tile.rows), keys, first);
+    float* s = tile.s + column;
+    uint16_t* p = tile.p + column;
+    int done = 0;
+    if (plain.begin <= 0 && kGranuleKeys <= plain.end && anchored(tile.row, tile.rows)) {
+      done = weigh_plain_granules<Isa>(s, kBlockKeys, step_.scale * kLog2e, tile.rows, scratch_.m + tile.row,
+                                       scratch_.l + tile.row * kGroupKeys, p, kBlockKeys);
+    }
+    if (done == tile.rows) return;
+    for_rows(tile.row + done, tile.row + tile.rows, first, [&](int row, Range seen, const ScoreTransform& t) {
+      const int64_t at = int64_t{row - tile.row} * kBlockKeys;
+      weigh_granule_of(row, s + at, inside(seen, keys, first), t, p + at, column);
+    });
   }
 
   // A value that is not finite has met the zero weight of a query that does not see it: with one token at a

@@ -2,6 +2,8 @@
 // group of 16 visible keys lies there in the computing dtype, packed into scratch otherwise.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "attention/convert_row.h"
@@ -113,18 +115,28 @@ class AheadList {
     }
   }
   PM_INLINE void add_chunk(const std::byte* at, int64_t bytes) {
-    const auto address = reinterpret_cast<uintptr_t>(at), line = address / 64 * 64;
-    const auto end = address + static_cast<uintptr_t>(bytes);
+    const auto address = reinterpret_cast<uintptr_t>(at), end = address + static_cast<uintptr_t>(bytes);
+    const std::byte* first = at - address % 64;
+    auto lines = static_cast<int32_t>((end - address / 64 * 64 + 63) / 64);
+    const int32_t most = out_.many_streams ? Ahead::kStreamLines : std::numeric_limits<int32_t>::max();
     if (out_.num_chunks > 0) {
       Ahead::Chunk& last = out_.chunks[out_.num_chunks - 1];
-      const auto last_begin = reinterpret_cast<uintptr_t>(last.at), last_end = last_begin + last.lines * 64u;
-      if (line >= last_begin && line <= last_end) {
-        if (end > last_end) last.lines = static_cast<int32_t>((end - last_begin + 63) / 64);
-        return;
+      const std::byte* last_end = last.at + int64_t{last.lines} * 64;
+      if (first >= last.at && first <= last_end) {
+        lines -= static_cast<int32_t>((last_end - first) / 64);
+        first = last_end;
+        const int32_t more = std::clamp(lines, 0, most - last.lines);
+        last.lines += more;
+        first += more * 64;
+        lines -= more;
       }
     }
-    if (out_.num_chunks == Ahead::kMostChunks) return;
-    out_.chunks[out_.num_chunks++] = {at - (address - line), static_cast<int32_t>((end - line + 63) / 64)};
+    while (lines > 0 && out_.num_chunks < Ahead::kMostChunks) {
+      const int32_t here = std::min(lines, most);
+      out_.chunks[out_.num_chunks++] = {first, here};
+      first += int64_t{here} * 64;
+      lines -= here;
+    }
   }
 
   Ahead& out_;
@@ -136,6 +148,7 @@ PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_
   const CacheView& c = step.cache;
   const int64_t element = dtype_bytes(c.dtype), row_bytes = step.head_dim * element;
   const int64_t heads = head_end - head_begin;
+  out.many_streams = step.many_streams;
   AheadList list(out);
   if (c.layout == PM_TILES) begin = begin / kGroupKeys * kGroupKeys;
   while (begin < end) {
@@ -158,6 +171,7 @@ PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_
     }
     begin = stop;
   }
+  out.begin();
 }
 
 // Copies of a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no

@@ -95,8 +95,9 @@ struct Step {
   const float* sinks;
   const float* alibi_slopes;
   bool batch_invariant;
-  bool fuse;  // items that can store their new tokens do so
-  bool vbmi;  // the CPU has AVX512_VBMI
+  bool fuse;          // items that can store their new tokens do so
+  bool vbmi;          // the CPU has AVX512_VBMI
+  bool many_streams;  // Ahead::many_streams
 };
 
 struct Range {

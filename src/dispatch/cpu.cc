@@ -29,6 +29,8 @@ bool permit_tiles(uint64_t saved) {
 CpuFeatures detect() {
   CpuFeatures f{};
   uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return f;
+  f.many_streams = b == signature_INTEL_ebx;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return f;
   const bool fma_f16c = (c & bit_FMA) && (c & bit_F16C);
   const uint64_t saved = enabled_register_state();

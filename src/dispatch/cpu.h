@@ -11,6 +11,7 @@ struct CpuFeatures {
   bool avx512_bf16, avx512_vbmi;
   bool amx_bf16;       // AMX-TILE and AMX-BF16, and AVX512_BF16 for what is not a product
   bool amx_permitted;  // the OS saves tiles, and lets this process use them
+  bool many_streams;   // the stream prefetcher follows many pages of memory at once: Intel's
 };
 const CpuFeatures& cpu_features();
 

@@ -29,27 +29,67 @@ enum class Mma {
 // What the matrix verbs fetch for the next block while they multiply this one: chunks in the order of memory,
 // so that the hardware's stream prefetcher helps, a few lines for each step of a register block. All of it
 // goes to the second-level cache: with 64 KiB and more in flight the first level would only lose.
+//
+// Where that prefetcher follows many streams at once (CpuFeatures::many_streams), chunks are no longer than
+// the page of memory that it does not leave, and a line of each of eight is fetched in turn: a core of an
+// Emerald Rapids then decodes at 0.72 of what it reads in sequence, and at 0.63 one chunk after the other.
 struct Ahead {
   struct Chunk {
     const std::byte* at;
     int32_t lines;  // of 64 bytes
   };
-  static constexpr int kMostChunks = 256;
+  static constexpr int kMostChunks = 256, kMostStreams = 8, kStreamLines = 64;
   Chunk chunks[kMostChunks];
   int32_t num_chunks = 0;
-  int32_t chunk = 0, line = 0;  // the next to fetch
+  bool many_streams = false;
+
+  // After the last chunk.
+  PM_INLINE void begin() { take_streams(); }
+  PM_INLINE bool done() const { return chunk >= num_chunks; }
 
   template <int kLines>
   PM_INLINE void step() {
-    if (chunk >= num_chunks) return;
-    const Chunk c = chunks[chunk];
-    PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c.at + (line + i) * 64, 0, 1);
-    line += kLines;
-    if (line >= c.lines) {
-      line = 0;
-      ++chunk;
+    if (done()) return;
+    if (streams == 1) {
+      const std::byte* at = chunks[chunk].at + line * 64;
+      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(at + i * 64, 0, 1);
+      line += kLines;
+      if (line >= chunks[chunk].lines) end_streams();
+    } else if (stream + kLines <= streams) {
+      const Chunk* c = chunks + chunk + stream;
+      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c[i].at + line * 64, 0, 1);
+      stream += kLines;
+      if (stream == streams) end_line();
+    } else {
+      for (int i = 0; i < kLines && !done(); ++i) {
+        __builtin_prefetch(chunks[chunk + stream].at + line * 64, 0, 1);
+        if (++stream == streams) end_line();
+      }
     }
   }
+
+ private:
+  PM_INLINE void end_line() {
+    stream = 0;
+    if (++line == chunks[chunk].lines) end_streams();
+  }
+  PM_INLINE void end_streams() {
+    chunk += streams;
+    take_streams();
+  }
+  // Chunks of one length are fetched together.
+  PM_NOINLINE void take_streams() {
+    line = stream = 0;
+    streams = 1;
+    while (many_streams && streams < kMostStreams && chunk + streams < num_chunks &&
+           chunks[chunk + streams].lines == chunks[chunk].lines) {
+      ++streams;
+    }
+  }
+
+  // At work: the first chunk of those that are fetched together, how many these are; of which a line is next,
+  // and which.
+  int32_t chunk = 0, streams = 1, stream = 0, line = 0;
 };
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.

@@ -6,10 +6,10 @@
 //
 // A product costs a cycle for each row of A, whatever the other sides are, so tiles must be deep: 32 keys,
 // which is two groups. Groups of one page lie side by side; where two do not (pages of 16, edges of what is
-// visible), arrange() copies them together once per block, for all the query rows of the item. Half-deep
-// products, a group each, would spare the copy but cost 16 D/16 cycles more for each 16 rows: as much as the
-// copy for one tile of rows, 12 times as much for twelve; and their sums would end elsewhere, so that bits
-// depended on where pages lie. Every pair of groups is one product, always: batch invariance needs it.
+// visible), pair_values() copies them together once per block, for all the query rows of the item. With the
+// up to 16 rows of decode half-deep products, a group each, cost less than the copy. But their sums end
+// elsewhere, and batch invariance needs the same ones for all rows: there every pair of groups is one
+// product, always.
 #pragma once
 
 #include <cstdint>
@@ -50,20 +50,22 @@ class TileStream;
 template <class Tiles>
 class TileMma {
  public:
-  static constexpr int kGroups = 2;  // of keys, in one product of weights and values
   static constexpr bool kStreams = true;
   static constexpr int kFromRows = 0;
   template <int kD>
   using Stream = TileStream<Tiles, kD>;
 
-  TileMma(int rows, int head_dim) : rows_(tile_rows(rows)) {
+  // invariant: the bits of a row depend on nothing but its own query, keys and values.
+  TileMma(int rows, int head_dim, bool invariant)
+      : rows_(tile_rows(rows)), few_(rows <= 16 && head_dim % (2 * kPairs) == 0 && !invariant) {
     const int tail = head_dim / 2 % kPairs;
     TileConfig config;
     for (int sums = 0; sums < 4; ++sums) config.set(sums, rows_, 64);
     config.set(kFull.a[0], rows_, 64);
     config.set(kFull.b[0], kPairs, 64);
-    config.set(kTail.a[0], rows_, tail ? tail * 4 : 64);
-    config.set(kTail.b[0], tail ? tail : kPairs, 64);
+    const int second = few_ ? kPairs / 2 : tail ? tail : kPairs;
+    config.set(kTail.a[0], rows_, second * 4);
+    config.set(kTail.b[0], second, 64);
     Tiles::save(before_);
     Tiles::configure(config);
   }
@@ -78,15 +80,20 @@ class TileMma {
   TileMma(const TileMma&) = delete;
   TileMma& operator=(const TileMma&) = delete;
 
-  // Makes the groups [begin, end) of a block whole pairs: a group that a pair lacks borrows the other's keys,
+  // Groups at multiples of which what is multiplied begins and ends.
+  int unit_groups() const { return few_ ? 1 : 2; }
+
+  // Makes the groups [begin, end) of a block whole units: a group that a pair lacks borrows the other's keys,
   // whose scores are masked.
-  static void pair_keys(const std::byte** k, int begin, int end) {
+  void pair_keys(const std::byte** k, int begin, int end) const {
+    if (few_) return;
     if (begin % 2) k[begin - 1] = k[begin];
     if (end % 2) k[end] = k[end - 1];
   }
   // The same for values, with zeros for those of a group that lacks; and pairs lie side by side, in `stage`
   // [keys of the block * D'] bf16 where they do not.
-  static void pair_values(const std::byte** v, int begin, int end, int head_dim, std::byte* stage) {
+  void pair_values(const std::byte** v, int begin, int end, int head_dim, std::byte* stage) const {
+    if (few_) return;
     const int64_t row = int64_t{head_dim} * 4, padded_row = int64_t{padded_dim(head_dim)} * 4;
     std::byte* to = stage;
     for (int g = begin / 2 * 2; g < end; g += 2, to += kPairs * padded_row) {
@@ -102,7 +109,13 @@ class TileMma {
   template <int kD>
   void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k, int groups, int head_dim,
               float* s, Ahead* ahead) const {
-    if (rows > rows_) {
+    if (few_) {
+      int g = 0;
+      for (; g + 4 <= groups; g += 4) {
+        scores_of_few<kD, 4>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
+      }
+      for (; g < groups; ++g) scores_of_few<kD, 1>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
+    } else if (rows > rows_) {
       for (int g = 0; g < groups; g += 2) {
         scores_block<2, 2>(q, ldq, k + g, head_dim, s + g * kGroupKeys, ahead);
       }
@@ -129,7 +142,14 @@ class TileMma {
     };
     const std::integral_constant<int, 1> one;
     const std::integral_constant<int, 2> two;
-    if (rows > rows_) {
+    if (few_) {
+      for (; column + 4 <= columns; column += 4) {
+        accumulate_few<kD, 4>(p, rows, v, groups, head_dim, column * 64, o + column * 16, ahead);
+      }
+      for (; column < columns; column += 2) {
+        accumulate_few<kD, 2>(p, rows, v, groups, head_dim, column * 64, o + column * 16, ahead);
+      }
+    } else if (rows > rows_) {
       blocks_of(two, two);
       blocks_of(two, one);
     } else {
@@ -238,7 +258,7 @@ class TileMma {
     scores_steps<R, N, 0>(
         q, ldq, k, head_dim,
         [](auto sums) PM_INLINE_LAMBDA { Tiles::template zero<decltype(sums)::value>(); },
-        [&](int) PM_INLINE_LAMBDA { fetch<N>(ahead); });
+        [&](int) PM_INLINE_LAMBDA { fetch<N * kPairs>(ahead); });
     for_each_tile<R, N>([&](auto sums, int r, int n) PM_INLINE_LAMBDA {
       Tiles::template store<decltype(sums)::value>(s + r * rows_ * kBlockKeys + n * 16, kBlockKeys * 4);
     });
@@ -254,16 +274,51 @@ class TileMma {
         [&](auto sums) PM_INLINE_LAMBDA {
           Tiles::template load<decltype(sums)::value>(at(decltype(sums)::value), int64_t{ldo} * 4);
         },
-        [&](int) PM_INLINE_LAMBDA { fetch<N>(ahead); });
+        [&](int) PM_INLINE_LAMBDA { fetch<N * kPairs>(ahead); });
     for_each_tile<R, N>([&](auto sums, int r, int) PM_INLINE_LAMBDA {
       store_sums<decltype(sums)::value>(at(decltype(sums)::value), ldo, rows - r * rows_);
     });
   }
 
-  // As much as the N tiles of B that a step has read.
-  template <int N>
+  // Decode fetches after each tile what it has read: a core has sixteen first-level misses under way, and a
+  // burst of as many lines as four tiles keeps the next tile waiting (0.60 of bandwidth, not 0.63).
+  template <int kD, int N>
+  PM_NOINLINE void scores_of_few(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
+                                 float* s, Ahead* ahead) const {
+    const int dim = kD ? kD : head_dim;
+    for_each_index<N>([](auto n) PM_INLINE_LAMBDA { Tiles::template zero<n>(); });
+    for (int d = 0; d < dim / (2 * kPairs); ++d) {
+      Tiles::template load<kFull.a[0]>(q + d * 64, ldq);
+      for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
+        Tiles::template load_once<kFull.b[0]>(k[n] + d * (kPairs * 64), 64);
+        fetch<kPairs>(ahead);
+        Tiles::template dpbf16<n, kFull.a[0], kFull.b[0]>();
+      });
+    }
+    for_each_index<N>([&](auto n) PM_INLINE_LAMBDA { Tiles::template store<n>(s + n * 16, kBlockKeys * 4); });
+  }
+
+  // A group of values at a time, half as deep as a tile: pages of 16 keep their values where they lie.
+  template <int kD, int N>
+  PM_NOINLINE void accumulate_few(const std::byte* p, int rows, const std::byte* const* v, int groups,
+                                  int head_dim, int offset, float* o, Ahead* ahead) const {
+    const int dim = kD ? kD : head_dim;
+    for_each_index<N>([&](auto n)
+                          PM_INLINE_LAMBDA { Tiles::template load<n>(o + n * 16, int64_t{dim} * 4); });
+    for (int g = 0; g < groups; ++g) {
+      Tiles::template load<kTail.a[0]>(p + g * (kGroupKeys * 2), kBlockKeys * 2);
+      for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
+        Tiles::template load_once<kTail.b[0]>(v[g] + offset + n * 64, int64_t{dim} * 4);
+        fetch<kPairs / 2>(ahead);
+        Tiles::template dpbf16<n, kTail.a[0], kTail.b[0]>();
+      });
+    }
+    for_each_index<N>([&](auto n) PM_INLINE_LAMBDA { store_sums<n>(o + n * 16, dim, rows); });
+  }
+
+  template <int kLines>
   static PM_INLINE void fetch(Ahead* ahead) {
-    if (ahead) for_each_index<4 * N>([&](auto) PM_INLINE_LAMBDA { ahead->step<4>(); });
+    if (ahead) for_each_index<kLines / 4>([&](auto) PM_INLINE_LAMBDA { ahead->step<4>(); });
   }
 
   // sums[r][n] += A_r B_n. begin(sums) comes before the first product of each of the sums.
@@ -302,6 +357,7 @@ class TileMma {
   }
 
   const int rows_;  // of A
+  const bool few_;  // rows of decode, whose values are multiplied half as deep
   TileConfig before_;
 };
 

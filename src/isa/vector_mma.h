@@ -60,10 +60,10 @@ struct VectorMma {
   static constexpr int kStep = kPack * kRowBytes;                 // bytes of one term of a row
   static constexpr int kGroupVectors = kGroupKeys / Isa::kLanes;  // vectors of one group of keys
   static constexpr int kLaneBytes = 4;
-  static constexpr int kGroups = 1;        // groups of keys that belong together
   static constexpr bool kStreams = false;  // an out-of-order core overlaps vector code by itself
 
-  VectorMma(int /*rows*/, int /*head_dim*/) {}
+  VectorMma(int /*rows*/, int /*head_dim*/, bool /*invariant*/) {}
+  static constexpr int unit_groups() { return 1; }
   static void pair_keys(const std::byte**, int, int) {}
   static void pair_values(const std::byte**, int, int, int, std::byte*) {}
   template <int>
