@@ -1,7 +1,7 @@
 #!/bin/sh
-# Measures docs/benchmarks.md and its picture anew: installs the peers, then Pagemill and each of them in turn. Ten
-# minutes at most once they are installed, on an otherwise idle machine. Arguments, if any, are a command put before
-# each of the five measurements, such as `numactl --membind 0`.
+# Measures the section of docs/benchmarks.md for the machine it runs on, and its picture: installs the peers, then runs
+# Pagemill and each of them in turn. Ten minutes at most once they are installed, if nothing else runs. Arguments, if
+# any, are a command put before each of the five measurements, such as `numactl --membind 0`.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/install_packages.sh g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pagemill_c import VERSION, Executor, Pagemill, default_threads, make_executor
+from pagemill_c import VERSION, Executor, Pagemill, default_threads, make_executor, selected_isa
 from peaks import Peaks, last_level_cache_bytes
 from step import SHAPES, Array, Shape, Step
 
@@ -186,6 +186,7 @@ def main() -> None:
     report = {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
+        "isa": selected_isa(),
         "threads": options.threads,
         "pagemill": VERSION,
         "peer": peer_class.name,

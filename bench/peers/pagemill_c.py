@@ -83,12 +83,31 @@ class Stats(Struct):
     ]
 
 
+class IsaInfo(Struct):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("name", c.c_char_p),
+        ("available", c.c_int32),
+        ("selected", c.c_int32),
+    ]
+
+
 class Executor(Struct):
     _fields_ = [("struct_size", c.c_size_t), *fields(c.c_void_p, "context parallel_for")]
 
 
 def default_threads() -> int:
     return int(library.pm_default_threads())
+
+
+def selected_isa() -> str:
+    """Whose kernels run what they have kernels for; other dtypes run on an ISA that it includes."""
+    for index in range(library.pm_isa_count()):
+        info = IsaInfo()
+        check(library.pm_isa_get(index, c.byref(info)))
+        if info.selected:
+            return str(info.name.decode())
+    raise RuntimeError("no ISA is selected")
 
 
 def make_executor(threads: int) -> Executor:

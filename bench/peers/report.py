@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Writes results of compare.py, one file a peer, into docs/benchmarks.md and draws docs/benchmarks.svg."""
+"""Writes results of compare.py, one file a peer and all of one machine, into that machine's section of
+docs/benchmarks.md, and draws its picture. Sections of other machines stay."""
 
 import argparse
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 Report = dict[str, Any]
 
 
-def heading(reports: list[Report]) -> list[str]:
+def heading(report: Report) -> str:
+    """Of the section of its machine: the same whenever that is measured again."""
+    return f"## {report['cpu']}, `{report['isa']}`"
+
+
+def what_ran(reports: list[Report]) -> list[str]:
     first = reports[0]
     kernels = sorted({f"`{case['kernel']}`" for report in reports for case in report["cases"]})
-    machine = f"{first['date']}, {first['cpu']}, {first['threads']} threads"
-    return [f"{machine}. Pagemill {first['pagemill']}: {', '.join(kernels)}.", ""]
+    return [f"{first['date']}, {first['threads']} threads. Pagemill {first['pagemill']}: {', '.join(kernels)}.", ""]
 
 
 def versions(reports: list[Report]) -> list[str]:
@@ -81,25 +87,37 @@ plot {bars}, 1 with lines linecolor rgb '#888888' notitle
     subprocess.run(["gnuplot"], input=script, text=True, check=True)
 
 
+def sections_of(text: str) -> dict[str, str]:
+    """Heading -> the rest of its section, in the order of the text."""
+    _, *parts = re.split(r"^(## .*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     reports = [json.loads(file.read_text()) for file in parser.parse_args().results]
+    machines = {heading(report) for report in reports}
+    if len(machines) > 1:
+        parser.error(f"results of {len(machines)} machines: expected one")
 
     cases: dict[str, list[tuple[Report, Report]]] = {}
     for report in reports:
         for result in report["cases"]:
             cases.setdefault(result["case"], []).append((report, result))
-    lines = heading(reports)
+    picture = DOCS / f"benchmarks-{reports[0]['isa']}.svg"
+    lines = ["", *what_ran(reports)]
     for case, results in cases.items():
         lines += table(case, results)
-    lines += ["![Time of each peer over Pagemill's](benchmarks.svg)", "", "What ran:", "", *versions(reports), ""]
+    lines += [f"![Time of each peer over Pagemill's]({picture.name})", "", "What ran:", "", *versions(reports), "", ""]
 
     page = DOCS / "benchmarks.md"
     before, rest = page.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(before + BEGIN + "\n".join(lines) + END + after)
-    draw(cases, DOCS / "benchmarks.svg")
+    old, after = rest.split(END)
+    sections = sections_of(old) | {machines.pop(): "\n".join(lines)}
+    body = "".join(f"{title}\n{text}" for title, text in sections.items())
+    page.write_text(before + BEGIN + body + END + after)
+    draw(cases, picture)
 
 
 if __name__ == "__main__":
