@@ -93,7 +93,7 @@ measure mfu '0.90 of normal' equal 'prefill, batch-invariant' prefill --invarian
 for trace in traces/azure2023_conv.csv traces/azure2023_code.csv traces/mooncake_conversation.jsonl; do
   label="replay of $(basename "$trace")"
   echo "$label" >&2
-  command="replay $trace --seconds $((10 * seconds))"
+  command="replay $trace --seconds $(echo "$seconds" | jq '10 * .')"
   # shellcheck disable=SC2086 # words of a command
   run $command --json | tail -n 1 |
     jq -r --arg work "$label" --arg command "$command" \
