@@ -19,7 +19,7 @@ namespace nb = nanobind;
 using Int32s = ffi::Buffer<ffi::DataType::S32, 1>;
 using Floats = ffi::Buffer<ffi::DataType::F32, 1>;
 
-// Shapes agree: pagemill/jax.py has checked them.
+// Shapes agree: pagemill/jax/checks.py has looked at them.
 struct Tensors {
   ffi::AnyBuffer q;      // [T, H, D]
   ffi::AnyBuffer k_new;  // [T, K, D]

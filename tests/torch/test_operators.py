@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from steps import Step, attention, filled_rows, random_step, worst_error
 
+import pagemill
 from pagemill import torch as pt
+from pagemill.torch import operators
 
 MIXED = [(1, 40), (1, 1), (24, 24), (5, 90), (33, 33)]
 DTYPES = {torch.float32: np.float32, torch.bfloat16: ml_dtypes.bfloat16, torch.float16: np.float16}
@@ -119,11 +122,23 @@ def test_compile(rng: np.random.Generator, backend: str, inference: bool) -> Non
 def test_layers_share_a_plan(rng: np.random.Generator) -> None:
     step = random_step(rng, np.float32, [(1, 61), (2, 47)])
     tensors = arguments(step, torch.float32)
-    before = pt._plans.made
+    before = operators.plans.made
     for _ in range(6):
         torch.ops.pagemill.attention(*tensors)
         torch.ops.pagemill.attention(*tensors, window_left=20)
-    assert pt._plans.made == before + 2
+    assert operators.plans.made == before + 2
+
+
+def test_several_threads(rng: np.random.Generator) -> None:
+    """Each with steps of its own, more of them than plans are kept."""
+    steps = [random_step(rng, np.float32, [(1, 30 + n), (n, 40)]) for n in range(1, 25)]
+
+    def run(step: Step) -> float:
+        out, _ = torch.ops.pagemill.attention(*arguments(step, torch.float32))
+        return worst_error(array(out), attention(step, np.float32), products_bf16=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(run, steps)) <= 1
 
 
 def test_no_gradient(rng: np.random.Generator) -> None:
@@ -206,7 +221,7 @@ after = {tid: ticks(tid) for tid in os.listdir("/proc/self/task")}
 busy = [tid for tid in before if after[tid] - before[tid] > 10]
 print(len(before), len(after), len(busy))
 """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(pt.__file__).parents[1])])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(pagemill.__file__).parents[1])])}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
     assert result.returncode == 0, result.stderr
     before, after, busy = map(int, result.stdout.split())
