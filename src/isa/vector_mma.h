@@ -105,8 +105,8 @@ struct VectorMma {
                                        int head_dim, float* s, Ahead* prefetch) {
     const int dim = kD ? kD : head_dim;
     constexpr int N = kGroupsAtOnce * kGroupVectors;
-    // f32 sums restart every 64 dims: one chain over 512 would lose digits that the f32 bound counts on.
-    const int terms = dim / kPack, chunk = kMma == Mma::kBf16 ? terms : 64 / kPack;
+    // f32 sums restart every 32 dims: in longer chains partial sums grow beyond what the f32 bound counts on.
+    const int terms = dim / kPack, chunk = kMma == Mma::kBf16 ? terms : 32 / kPack;
     for (int begin = 0; begin < terms; begin += chunk) {
       const int end = terms - begin < chunk ? terms : begin + chunk;
       F acc[R][N];
