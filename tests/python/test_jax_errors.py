@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tpu_reference
 from tpu_calls import random_call
 
 from pagemill import jax as pm
@@ -60,6 +61,18 @@ def test_static(
         with pytest.raises(error, match=re.escape(message)):
             function(*call.arguments, **(options if function is pm.ragged_paged_attention else {}))
     assert not call.kv_cache.is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"), [case[:2] for case in STATIC if case[2] is ValueError and "k_scale" not in case[1]]
+)
+def test_the_tpu_kernel_refuses_the_same(
+    rng: np.random.Generator, changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    call = random_call(rng, STEP)
+    tpu_reference.static_validate_inputs(*call.arguments)
+    with pytest.raises(ValueError):
+        tpu_reference.static_validate_inputs(*call.but(**changes).arguments, **options)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fnuz, jnp.float8_e3m4])

@@ -17,6 +17,7 @@ from tpu_inference.kernels.ragged_paged_attention.v3.kernel import (  # noqa: E4
     get_kv_cache_shape,
     ragged_paged_attention,
     ref_ragged_paged_attention,
+    static_validate_inputs,
 )
 from tpu_inference.kernels.ragged_paged_attention.v3.kernel_hd64 import (  # noqa: E402
     get_kv_cache_shape as get_kv_cache_shape_hd64,
@@ -33,4 +34,5 @@ __all__ = [
     "ragged_paged_attention_hd64",
     "ref_ragged_paged_attention",
     "ref_ragged_paged_attention_hd64",
+    "static_validate_inputs",
 ]
