@@ -1,26 +1,30 @@
-"""What the front ends add to the C++ call: the same decode through `Plan.run` and through JAX, in turn; and a call of
-next to no work.
+"""What the front ends add to the library's call: the same decode by pm_run, by `Plan.run` and by JAX, in turn; and one
+of next to no work.
 
-    build/venv/bin/pip install . && build/venv/bin/python bench/python/calls.py
+    PYTHONPATH=build/bindings/python build/venv/bin/python bench/python/calls.py    # after ./test
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from c_call import CCall
 
 import pagemill
 from pagemill import jax as pm
 
+LIBRARY = Path(__file__).resolve().parents[2] / "build/src/libpagemill.so"
+
 H, K, D, P = 32, 8, 128, 16  # Llama 3 8B
 
 
-def medians(functions: list[Callable[[], None]], repetitions: int) -> list[float]:
+def medians(functions: list[Callable[[], object]], repetitions: int) -> list[float]:
     """Microseconds of each, measured in turn."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repetitions):
@@ -31,8 +35,8 @@ def medians(functions: list[Callable[[], None]], repetitions: int) -> list[float
     return [statistics.median(mine[len(mine) // 10 :]) for mine in times]
 
 
-def compare(seqs: int, kv_len: int, repetitions: int) -> tuple[float, float]:
-    """A decode of `seqs` sequences through NumPy and through JAX, over caches of one shape."""
+def compare(seqs: int, kv_len: int, repetitions: int) -> list[float]:
+    """A decode of `seqs` sequences by the C call, through NumPy and through JAX, over caches of one shape."""
     rng = np.random.default_rng(1)
     per_seq = -(-kv_len // P)
     shape = pm.get_kv_cache_shape(seqs * per_seq, P, K, D, jnp.bfloat16)
@@ -45,6 +49,8 @@ def compare(seqs: int, kv_len: int, repetitions: int) -> tuple[float, float]:
     starts, lens = np.arange(seqs + 1, dtype=np.int32), np.full(seqs, kv_len, np.int32)
     plan = pagemill.plan(starts, lens, table, cache, num_heads=H)
     out = np.empty_like(q)
+    out_c = np.empty_like(q)
+    run_c = CCall(LIBRARY, starts, lens, table, (q, k, v), rows, out_c)
 
     kv_cache = jnp.asarray(rows.reshape(shape))
     metadata = [jnp.asarray(x) for x in (lens, table.reshape(-1), starts, np.array([seqs] * 3, np.int32))]
@@ -53,25 +59,28 @@ def compare(seqs: int, kv_len: int, repetitions: int) -> tuple[float, float]:
         lambda cache, q, k, v, *m: pm.ragged_paged_attention(q, k, v, cache, *m, sm_scale=D**-0.5), donate_argnums=0
     )
 
-    def run_jax() -> None:
+    def run_jax() -> jax.Array:
         nonlocal kv_cache
         result, kv_cache = step(kv_cache, *tensors, *metadata)
-        jax.block_until_ready(result)
+        return jax.block_until_ready(result)
 
     def run_numpy() -> None:
         plan.run(q, k, v, cache, out=out)
 
-    return tuple(medians([run_numpy, run_jax], repetitions))
+    run_c(), run_numpy()
+    for other in (out, np.asarray(run_jax())):
+        np.testing.assert_array_equal(other.view(np.uint16), out_c.view(np.uint16))
+    return medians([run_c, run_numpy, run_jax], repetitions)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=40)
     options = parser.parse_args()
-    direct, through = compare(1, 16, 50 * options.repetitions)
-    print(f"decode 1 x 16: NumPy {direct:.1f} us, JAX {through:.1f} us")
-    direct, through = compare(16, 4096, options.repetitions)
-    print(f"decode 16 x 4096: NumPy {direct:.0f} us, JAX {through:.0f} us, ratio {through / direct:.3f}")
+    for seqs, kv_len, repetitions in ((1, 16, 50 * options.repetitions), (16, 4096, options.repetitions)):
+        c, numpy, through_jax = compare(seqs, kv_len, repetitions)
+        print(f"decode {seqs} x {kv_len}: C {c:.1f} us, NumPy {numpy / c:.3f} of it, JAX {through_jax / c:.3f}")
+        print(f"    added: NumPy {numpy - c:.1f} us, JAX {through_jax - c:.1f} us")
 
 
 if __name__ == "__main__":
