@@ -66,7 +66,7 @@ class PagedKVCache:
         return self._caches[layer]
 
     def length(self, seq: int) -> int:
-        """Tokens of a sequence so far."""
+        """Tokens of a sequence so far. KeyError if there is no such sequence."""
         return self._lengths[seq]
 
     def add(self) -> int:
@@ -85,7 +85,8 @@ class PagedKVCache:
         """Makes room for tokens[i] new tokens of sequence seqs[i].
 
         Returns the metadata of the step whose q, k_new and v_new hold these tokens end to end. Raises ValueError for
-        lists that do not fit, MemoryError where there are too few free pages; nothing changed then.
+        lists that do not fit, KeyError for an unknown sequence, MemoryError where there are too few free pages; nothing
+        changed then.
         """
         if len(seqs) != len(tokens) or len(set(seqs)) != len(seqs) or min(tokens, default=0) < 0:
             raise ValueError(f"seqs = {seqs}, tokens = {tokens}: expected distinct sequences and a count of each")

@@ -30,7 +30,7 @@ class Plans:
     ) -> Plan:
         metadata = [x.numpy() for x in (query_start, kv_len, page_table)]
         geometry = (cache.layout, cache.dtype, cache.num_pages, cache.page_size, cache.num_kv_heads, cache.head_dim)
-        key = (geometry, tuple(options.items()), page_table.shape, *(x.tobytes() for x in metadata))
+        key = (geometry, tuple(options.items()), *((x.dtype, x.shape, x.tobytes()) for x in metadata))
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
