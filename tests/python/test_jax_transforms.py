@@ -215,12 +215,24 @@ def test_gradients_are_refused(rng: np.random.Generator) -> None:
     def loss(q: jax.Array) -> jax.Array:
         return attention(q, *call.arguments[1:])[0].sum()
 
-    for transform in (jax.grad(loss), jax.jit(jax.grad(loss)), lambda q: jax.jvp(loss, (q,), (q,))):
+    transforms = (
+        jax.grad(loss),
+        jax.jit(jax.grad(loss)),
+        lambda q: jax.jvp(loss, (q,), (q,)),
+        lambda q: jax.vjp(loss, q),
+    )
+    for transform in transforms:
         with pytest.raises(NotImplementedError, match="ragged paged attention has no gradient"):
             transform(call.queries)
     out, _ = jax.jit(attention)(*call.arguments)
     stopped = jax.grad(lambda q: (q * jax.lax.stop_gradient(out)).sum())(call.queries)
     np.testing.assert_array_equal(np.asarray(stopped), np.asarray(out))
+
+
+def test_vmap_is_refused(rng: np.random.Generator) -> None:
+    call = random_call(rng, STEP)
+    with pytest.raises(NotImplementedError):
+        jax.vmap(lambda q: attention(q, *call.arguments[1:])[0])(jnp.stack([call.queries] * 2))
 
 
 def test_work_runs_on_xlas_threads() -> None:

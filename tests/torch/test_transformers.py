@@ -59,6 +59,44 @@ def test_greedy_text(kind: str, options: dict[str, Any], prompts: str) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Gemma2", {"sliding_window": 12, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 32}),
+        ("GptOss", {"sliding_window": 12, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+    ids=["gemma2", "gpt-oss"],
+)
+def test_greedy_text_with_soft_cap_or_sinks(kind: str, options: dict[str, Any], prompts: str) -> None:
+    """Which sdpa has not: beside transformers' own eager attention."""
+    theirs = generate(model(kind, "eager", torch.float32, **options), PROMPTS[prompts])
+    ours = generate(model(kind, "pagemill", torch.float32, **options), PROMPTS[prompts])
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("padding", [slice(0, 7), slice(13, 20)], ids=["left", "right"])
+def test_bidirectional(padding: slice) -> None:
+    config = transformers.BertConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=512,
+        initializer_range=0.1,
+    )
+    tokens = torch.randint(0, 512, (2, 20), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[1, padding] = 0
+    states = []
+    for attention in ("sdpa", "pagemill"):
+        torch.manual_seed(7)
+        made = transformers.BertModel._from_config(config, attn_implementation=attention).eval()
+        with torch.inference_mode():
+            states.append(made(tokens, attention_mask=mask).last_hidden_state[mask.bool()])
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-4)
+
+
 def test_text_depends_on_attention() -> None:
     """Another scale or window gives other text: the comparison sees mistakes in attention."""
     prompts = PROMPTS["padded"]
