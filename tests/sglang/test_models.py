@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engines import SETTINGS, Answer, Engine, request, worst_logprob_error
@@ -102,10 +103,17 @@ def server(model: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = {"model-path": model, "attention-backend": "pagemill", "host": "127.0.0.1", "port": port}
+    options = {
+        "skip_tokenizer_init": False,
+        "model-path": model,
+        "attention-backend": "pagemill",
+        "host": "127.0.0.1",
+        "port": port,
+    }
     command = [sys.executable, "-m", "sglang.launch_server"]
-    for name, value in (options | SETTINGS).items():
-        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    for name, value in (SETTINGS | options).items():
+        if value is not False:
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     process = subprocess.Popen(command, env=os.environ, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
@@ -123,16 +131,35 @@ def server(model: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_server(model_folder: Callable[[str], Path], llama: dict[str, Conversation]) -> None:
-    """24 requests at once, each of its own connection."""
+def ask(address: str, questions: list[list[int]]) -> list[Answer]:
+    """Answers of a server to all at once, each by a connection of its own."""
 
-    def ask(prompt: list[int]) -> Answer:
+    def answer(prompt: list[int]) -> Answer:
         body = json.dumps(request(prompt)).encode()
         post = urllib.request.Request(f"{address}/generate", body, {"Content-Type": "application/json"})
         return Answer.of(json.load(urllib.request.urlopen(post, timeout=300)))
 
-    with server(model_folder("llama")) as address, ThreadPoolExecutor(24) as clients:
-        first = list(clients.map(ask, prompts() * 3))
-        second = list(clients.map(ask, continued(first[:8])))
-    for i in range(0, 24, 8):
+    with ThreadPoolExecutor(len(questions)) as clients:
+        return list(clients.map(answer, questions))
+
+
+def bench(address: str, model: Path, result: Path) -> dict[str, Any]:
+    """What SGLang's own client measures with 32 requests at once."""
+    command = [sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang", "--base-url", address]
+    command += ["--model", str(model), "--dataset-name", "random-ids", "--tokenize-prompt"]
+    command += ["--random-input-len", "100", "--random-output-len", "16", "--random-range-ratio", "0.2"]
+    command += ["--num-prompts", "64", "--max-concurrency", "32", "--output-file", str(result)]
+    subprocess.run(command, check=True, capture_output=True)
+    return json.loads(result.read_text())
+
+
+def test_32_requests_at_once(
+    model_folder: Callable[[str], Path], llama: dict[str, Conversation], tmp_path: Path
+) -> None:
+    model = model_folder("llama")
+    with server(model) as address:
+        assert bench(address, model, tmp_path / "bench.json")["completed"] == 64
+        first = ask(address, prompts() * 4)
+        second = ask(address, continued(first[:8]))
+    for i in range(0, 32, 8):
         expect_same(Conversation(first[i : i + 8], second), llama["torch_native"])
