@@ -62,7 +62,10 @@ def logprobs(model: Path, backend: str, **options: Any) -> np.ndarray:
 def test_rounding_is_no_coarser_than_that_of_the_built_in_attention(
     model_folder: Callable[[str], Path], name: str, options: dict[str, Any]
 ) -> None:
-    """Of products in bf16, or of a cache in fp8: errors of the log-probabilities of all tokens of the prompts."""
+    """Of products in bf16, or of a cache in fp8: errors of the log-probabilities of all tokens of the prompts.
+
+    Stored in fp8 by vLLM, numbers are cut towards zero, which costs about twice the error of rounding.
+    """
     model = model_folder(name)
     exact = logprobs(model, "built-in")
     error = {
@@ -70,7 +73,7 @@ def test_rounding_is_no_coarser_than_that_of_the_built_in_attention(
         for backend in ("built-in", "pagemill")
     }
     print(name, options, error)
-    assert 0.5 < error["pagemill"] / error["built-in"] < 1.1
+    assert F32_ERROR < error["pagemill"] < 1.1 * error["built-in"]  # not exact either: it did round
 
 
 def test_a_shape_that_the_built_in_attention_has_not(model_folder: Callable[[str], Path]) -> None:
