@@ -23,16 +23,19 @@ class Attend : ItemRows<Isa, kMma, kD> {
     }
     task.pack_queries();
     task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, Fetch::kAhead);
-    if (item.token_end - item.token_begin > 1 && !task.finite()) task.compute_each_token();
-    task.finish();
+    if (!task.finish()) {
+      task.compute_each_token();
+      task.finish();
+    }
     return task.next();
   }
 
  private:
   using Rows = ItemRows<Isa, kMma, kD>;
+  using Rows::anchored, Rows::plain_keys;
   using Rows::clear, Rows::fold_split, Rows::take_folded;
   using Rows::kBf16Weights, Rows::kRowBytes, Rows::kNone;
-  using Rows::kv_head_of, Rows::token_of, Rows::head_of, Rows::for_heads;
+  using Rows::kv_head_of, Rows::token_of, Rows::for_heads, Rows::for_rows;
   using Rows::step_, Rows::item_, Rows::seq_, Rows::dim_, Rows::ldo_, Rows::rows_, Rows::scratch_;
 
   enum class Fetch { kAhead, kNone };
@@ -281,20 +284,6 @@ class Attend : ItemRows<Isa, kMma, kD> {
     stream.finish(softmax);
   }
 
-  // Keys of the item that rows [row, row + rows) all see, none if scores are transformed.
-  Range plain_keys(int row, int rows) const {
-    if (transforms()) return {0, 0};
-    const Range first = visible_keys(seq_, step_.window, token_of(row));
-    const Range last = visible_keys(seq_, step_.window, token_of(row + rows - 1));
-    return {last.begin > item_.key_begin ? last.begin : item_.key_begin,
-            first.end < item_.key_end ? first.end : item_.key_end};
-  }
-  bool anchored(int row, int rows) const {
-    bool all = true;
-    for (int r = row; r < row + rows; ++r) all &= scratch_.m[r] != kNone;
-    return all;
-  }
-
   void weigh_granule_of(int row, float* s, Range seen, const ScoreTransform& transform, uint16_t* weights,
                         int before) {
     float keep = 1.0f;
@@ -328,26 +317,6 @@ class Attend : ItemRows<Isa, kMma, kD> {
                                    scratch_.o + int64_t{t.row} * ldo_, prefetch);
   }
 
-  bool transforms() const { return step_.soft_cap != 0 || step_.alibi_slopes || !(step_.scale > 0); }
-
-  // Calls f(row, keys that it sees, transform of its scores from key `key` on) for rows of one KV head.
-  template <class F>
-  PM_INLINE void for_rows(int row_begin, int row_end, int32_t key, F f) {
-    ScoreTransform transform{step_.scale, step_.soft_cap, 0, 0, transforms()};
-    int32_t token = token_of(row_begin), head = head_of(row_begin);
-    const int32_t past_head = head - row_begin % step_.group + step_.group;
-    for (int row = row_begin; row < row_end; ++row, ++head) {  // no division for each row
-      if (head == past_head) {
-        head -= step_.group;
-        ++token;
-      }
-      if (step_.alibi_slopes) {
-        transform.slope = step_.alibi_slopes[head];
-        transform.first_distance = static_cast<float>(int64_t{seq_.first_position} + token - key);
-      }
-      f(row, visible_keys(seq_, step_.window, token), transform);
-    }
-  }
   // What is visible of a block, as columns of which the first is `key`.
   Range inside(Range seen, const KeyBlock& keys, int32_t key) const {
     if (seen.begin < keys.begin) seen.begin = keys.begin;

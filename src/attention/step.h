@@ -193,9 +193,11 @@ inline int heads_together(int rows, int num_kv_heads, int head_dim, int64_t elem
   return most < 1 ? 1 : most < num_kv_heads ? static_cast<int>(most) : num_kv_heads;
 }
 
-// Query tokens of one item: enough rows to pay for packing keys, few enough for the second-level cache.
-inline int tile_tokens(int group, int head_dim) {
-  const int rows = head_dim <= 128 ? 192 : head_dim <= 256 ? 128 : 96;
+constexpr int32_t kItemRows = 192;
+// Query tokens of one item, of which an ISA has `rows` with D up to 128: enough to pay for packing keys, few
+// enough for the second-level cache.
+inline int tile_tokens(int group, int head_dim, int rows) {
+  rows = head_dim <= 128 ? rows : head_dim <= 256 ? rows * 2 / 3 : rows / 2;
   return rows > group ? rows / group : 1;
 }
 

@@ -12,6 +12,7 @@ struct Isa {
   const char* missing;  // why this machine cannot run it, null if it can
   bool by_name_only;
   StoreFn store;
+  int32_t item_rows = kItemRows;  // query rows of an item with D up to 128, where there are many items
 };
 
 struct Kernel {

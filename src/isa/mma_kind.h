@@ -43,53 +43,61 @@ struct Ahead {
   int32_t num_chunks = 0;
   bool many_streams = false;
 
+  // Where fetching is: the first chunk of those that are fetched together, how many these are; of which a
+  // line is next, and which.
+  struct Place {
+    int32_t chunk = 0, streams = 1, stream = 0, line = 0;
+  };
+  Place place;
+
   // After the last chunk.
-  PM_INLINE void begin() { take_streams(); }
-  PM_INLINE bool done() const { return chunk >= num_chunks; }
+  PM_INLINE void begin() { place = streams_at(0); }
+  PM_INLINE bool done() const { return place.chunk >= num_chunks; }
 
   template <int kLines>
   PM_INLINE void step() {
-    if (done()) return;
-    if (streams == 1) {
-      const std::byte* at = chunks[chunk].at + line * 64;
-      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(at + i * 64, 0, 1);
-      line += kLines;
-      if (line >= chunks[chunk].lines) end_streams();
-    } else if (stream + kLines <= streams) {
-      const Chunk* c = chunks + chunk + stream;
-      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c[i].at + line * 64, 0, 1);
-      stream += kLines;
-      if (stream == streams) end_line();
-    } else {
-      for (int i = 0; i < kLines && !done(); ++i) {
-        __builtin_prefetch(chunks[chunk + stream].at + line * 64, 0, 1);
-        if (++stream == streams) end_line();
-      }
+    place = step<kLines>(place);
+  }
+  // For loops that keep the place in registers: stores of it between loads that happen to lie a multiple of
+  // 4 KiB away hold these up until all before has retired, and decode went from 0.81 of bandwidth to 0.58.
+  template <int kLines>
+  PM_INLINE Place step(Place p) const {
+    if (p.chunk >= num_chunks) return p;
+    const Chunk* c = chunks + p.chunk;
+    if (p.streams == 1) {
+      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c->at + (p.line + i) * 64, 0, 1);
+      p.line += kLines;
+      return p.line >= c->lines ? streams_at(p.chunk + 1) : p;
     }
+    if (p.stream + kLines <= p.streams) {
+      PM_UNROLL for (int i = 0; i < kLines; ++i) {
+        __builtin_prefetch(c[p.stream + i].at + p.line * 64, 0, 1);
+      }
+      p.stream += kLines;
+      return p.stream == p.streams ? next_line(p) : p;
+    }
+    for (int i = 0; i < kLines && p.chunk < num_chunks; ++i) {
+      __builtin_prefetch(chunks[p.chunk + p.stream].at + p.line * 64, 0, 1);
+      if (++p.stream == p.streams) p = next_line(p);
+    }
+    return p;
   }
 
  private:
-  PM_INLINE void end_line() {
-    stream = 0;
-    if (++line == chunks[chunk].lines) end_streams();
-  }
-  PM_INLINE void end_streams() {
-    chunk += streams;
-    take_streams();
+  PM_INLINE Place next_line(Place p) const {
+    p.stream = 0;
+    return ++p.line == chunks[p.chunk].lines ? streams_at(p.chunk + p.streams) : p;
   }
   // Chunks of one length are fetched together.
-  PM_NOINLINE void take_streams() {
-    line = stream = 0;
-    streams = 1;
-    while (many_streams && streams < kMostStreams && chunk + streams < num_chunks &&
-           chunks[chunk + streams].lines == chunks[chunk].lines) {
-      ++streams;
+  PM_NOINLINE Place streams_at(int32_t first) const {
+    Place p;
+    p.chunk = first;
+    while (many_streams && p.streams < kMostStreams && first + p.streams < num_chunks &&
+           chunks[first + p.streams].lines == chunks[first].lines) {
+      ++p.streams;
     }
+    return p;
   }
-
-  // At work: the first chunk of those that are fetched together, how many these are; of which a line is next,
-  // and which.
-  int32_t chunk = 0, streams = 1, stream = 0, line = 0;
 };
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.

@@ -286,16 +286,19 @@ class TileMma {
   PM_NOINLINE void scores_of_few(const std::byte* q, int64_t ldq, const std::byte* const* k, int head_dim,
                                  float* s, Ahead* ahead) const {
     const int dim = kD ? kD : head_dim;
+    Ahead::Place place = place_of(ahead);
     for_each_index<N>([](auto n) PM_INLINE_LAMBDA { Tiles::template zero<n>(); });
     for (int d = 0; d < dim / (2 * kPairs); ++d) {
       Tiles::template load<kFull.a[0]>(q + d * 64, ldq);
       for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
         Tiles::template load_once<kFull.b[0]>(k[n] + d * (kPairs * 64), 64);
-        fetch<kPairs>(ahead);
+        place = fetch<kPairs>(ahead, place);
         Tiles::template dpbf16<n, kFull.a[0], kFull.b[0]>();
       });
     }
-    for_each_index<N>([&](auto n) PM_INLINE_LAMBDA { Tiles::template store<n>(s + n * 16, kBlockKeys * 4); });
+    if (ahead) ahead->place = place;
+    for_each_index<N>(
+        [&](auto n) PM_INLINE_LAMBDA { Tiles::template store<n>(s + n * 16, kBlockKeys * 4); });
   }
 
   // A group of values at a time, half as deep as a tile: pages of 16 keep their values where they lie.
@@ -303,22 +306,32 @@ class TileMma {
   PM_NOINLINE void accumulate_few(const std::byte* p, int rows, const std::byte* const* v, int groups,
                                   int head_dim, int offset, float* o, Ahead* ahead) const {
     const int dim = kD ? kD : head_dim;
-    for_each_index<N>([&](auto n)
-                          PM_INLINE_LAMBDA { Tiles::template load<n>(o + n * 16, int64_t{dim} * 4); });
+    Ahead::Place place = place_of(ahead);
+    for_each_index<N>(
+        [&](auto n) PM_INLINE_LAMBDA { Tiles::template load<n>(o + n * 16, int64_t{dim} * 4); });
     for (int g = 0; g < groups; ++g) {
       Tiles::template load<kTail.a[0]>(p + g * (kGroupKeys * 2), kBlockKeys * 2);
       for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
         Tiles::template load_once<kTail.b[0]>(v[g] + offset + n * 64, int64_t{dim} * 4);
-        fetch<kPairs / 2>(ahead);
+        place = fetch<kPairs / 2>(ahead, place);
         Tiles::template dpbf16<n, kTail.a[0], kTail.b[0]>();
       });
     }
+    if (ahead) ahead->place = place;
     for_each_index<N>([&](auto n) PM_INLINE_LAMBDA { store_sums<n>(o + n * 16, dim, rows); });
   }
 
+  static PM_INLINE Ahead::Place place_of(const Ahead* ahead) { return ahead ? ahead->place : Ahead::Place(); }
+  template <int kLines>
+  static PM_INLINE Ahead::Place fetch(const Ahead* ahead, Ahead::Place place) {
+    if (ahead) {
+      for_each_index<kLines / 4>([&](auto) PM_INLINE_LAMBDA { place = ahead->step<4>(place); });
+    }
+    return place;
+  }
   template <int kLines>
   static PM_INLINE void fetch(Ahead* ahead) {
-    if (ahead) for_each_index<kLines / 4>([&](auto) PM_INLINE_LAMBDA { ahead->step<4>(); });
+    if (ahead) ahead->place = fetch<kLines>(ahead, ahead->place);
   }
 
   // sums[r][n] += A_r B_n. begin(sums) comes before the first product of each of the sums.

@@ -8,6 +8,7 @@
 namespace pagemill {
 namespace {
 
+constexpr int32_t kManyItems = 32;    // for each thread
 constexpr double kInlineNs = 12000;   // below this a step is not worth waking another thread
 constexpr double kGoodEnough = 1.03;  // of the share, for the slowest thread
 constexpr double kLeastGain = 0.998;  // of the slowest thread's time, for more splits
@@ -53,7 +54,7 @@ class ItemBuilder {
         plan_(plan),
         config_(plan.config),
         group_(config_.num_heads / config_.num_kv_heads),
-        tile_tokens_(tile_tokens(group_, config_.head_dim)) {}
+        tile_tokens_(tile_tokens(group_, config_.head_dim, item_rows())) {}
 
   void build() {
     cut_tiles();
@@ -71,6 +72,16 @@ class ItemBuilder {
   }
 
  private:
+  // What the ISA likes best, unless that leaves threads too few items to end together.
+  int32_t item_rows() const {
+    const int32_t most = plan_.selection.kernel->isa->item_rows;
+    if (config_.threads == 1 || most == kItemRows) return most;
+    const int32_t tokens = tile_tokens(group_, config_.head_dim, most);
+    int64_t items = 0;
+    for (const Sequence& s : plan_.sequences) items += (s.q_len + tokens - 1) / tokens * config_.num_kv_heads;
+    return items < int64_t{kManyItems} * config_.threads ? kItemRows : most;
+  }
+
   int32_t rows(const Item& item) const { return (item.token_end - item.token_begin) * group_; }
   static int32_t heads(const Item& item) { return item.kv_head_end - item.kv_head_begin; }
   // Items that it takes for all KV heads.
