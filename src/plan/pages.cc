@@ -137,26 +137,28 @@ class PageReader {
 
 // Most of the time of planning a large step of decodes goes by here.
 bool PageWriters::any_claimed(const int32_t* pages, int64_t n) const {
+  constexpr int64_t kTogether = 8;  // lookups that need no pointer of their own
   const uint8_t* claimed = claimed_.data();
-  uint32_t any = 0;
-  PM_UNROLL for (int64_t i = 0; i < n; ++i) {
-    const auto page = static_cast<uint32_t>(pages[i]);
-    any |= uint32_t{claimed[page / 8]} >> page % 8;
+  uint8_t any = 0;
+  int64_t i = 0;
+  for (; i + kTogether <= n; i += kTogether) {
+    PM_UNROLL for (int64_t j = 0; j < kTogether; ++j) any |= claimed[static_cast<uint32_t>(pages[i + j])];
   }
-  return any & 1;
+  for (; i < n; ++i) any |= claimed[static_cast<uint32_t>(pages[i])];
+  return any != 0;
 }
 
 void PageWriters::claim(int32_t page, int32_t seq) {
   claims_.push_back(page);
-  claimed_[static_cast<size_t>(page) / 8] |= static_cast<uint8_t>(1 << page % 8);
+  claimed_[static_cast<size_t>(page)] = 1;
   writer_[static_cast<size_t>(page)] = seq;
 }
 
 void PageWriters::begin_step(int64_t num_pages) {
-  for (const int32_t page : claims_) claimed_[static_cast<size_t>(page) / 8] = 0;
+  for (const int32_t page : claims_) claimed_[static_cast<size_t>(page)] = 0;
   claims_.clear();
   if (writer_.size() < static_cast<size_t>(num_pages)) {
-    claimed_.resize(static_cast<size_t>(num_pages) / 8 + 1);
+    claimed_.resize(static_cast<size_t>(num_pages));
     writer_.resize(static_cast<size_t>(num_pages));
   }
 }
