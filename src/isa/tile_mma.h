@@ -297,8 +297,7 @@ class TileMma {
       });
     }
     if (ahead) ahead->place = place;
-    for_each_index<N>(
-        [&](auto n) PM_INLINE_LAMBDA { Tiles::template store<n>(s + n * 16, kBlockKeys * 4); });
+    for_each_index<N>([&](auto n) PM_INLINE_LAMBDA { Tiles::template store<n>(s + n * 16, kBlockKeys * 4); });
   }
 
   // A group of values at a time, half as deep as a tile: pages of 16 keep their values where they lie.
@@ -307,8 +306,8 @@ class TileMma {
                                   int head_dim, int offset, float* o, Ahead* ahead) const {
     const int dim = kD ? kD : head_dim;
     Ahead::Place place = place_of(ahead);
-    for_each_index<N>(
-        [&](auto n) PM_INLINE_LAMBDA { Tiles::template load<n>(o + n * 16, int64_t{dim} * 4); });
+    for_each_index<N>([&](auto n)
+                          PM_INLINE_LAMBDA { Tiles::template load<n>(o + n * 16, int64_t{dim} * 4); });
     for (int g = 0; g < groups; ++g) {
       Tiles::template load<kTail.a[0]>(p + g * (kGroupKeys * 2), kBlockKeys * 2);
       for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
