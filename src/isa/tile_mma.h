@@ -292,7 +292,7 @@ class TileMma {
       Tiles::template load<kFull.a[0]>(q + d * 64, ldq);
       for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
         Tiles::template load_once<kFull.b[0]>(k[n] + d * (kPairs * 64), 64);
-        place = fetch<kPairs>(ahead, place);
+        fetch<kPairs>(ahead, place);
         Tiles::template dpbf16<n, kFull.a[0], kFull.b[0]>();
       });
     }
@@ -312,7 +312,7 @@ class TileMma {
       Tiles::template load<kTail.a[0]>(p + g * (kGroupKeys * 2), kBlockKeys * 2);
       for_each_index<N>([&](auto n) PM_INLINE_LAMBDA {
         Tiles::template load_once<kTail.b[0]>(v[g] + offset + n * 64, int64_t{dim} * 4);
-        place = fetch<kPairs / 2>(ahead, place);
+        fetch<kPairs / 2>(ahead, place);
         Tiles::template dpbf16<n, kTail.a[0], kTail.b[0]>();
       });
     }
@@ -322,15 +322,12 @@ class TileMma {
 
   static PM_INLINE Ahead::Place place_of(const Ahead* ahead) { return ahead ? ahead->place : Ahead::Place(); }
   template <int kLines>
-  static PM_INLINE Ahead::Place fetch(const Ahead* ahead, Ahead::Place place) {
-    if (ahead) {
-      for_each_index<kLines / 4>([&](auto) PM_INLINE_LAMBDA { place = ahead->step<4>(place); });
-    }
-    return place;
+  static PM_INLINE void fetch(const Ahead* ahead, Ahead::Place& place) {
+    if (ahead) for_each_index<kLines / 4>([&](auto) PM_INLINE_LAMBDA { ahead->step<4>(place); });
   }
   template <int kLines>
   static PM_INLINE void fetch(Ahead* ahead) {
-    if (ahead) ahead->place = fetch<kLines>(ahead, ahead->place);
+    if (ahead) fetch<kLines>(ahead, ahead->place);
   }
 
   // sums[r][n] += A_r B_n. begin(sums) comes before the first product of each of the sums.
