@@ -234,7 +234,7 @@ class ItemRows {
     if (step_.lse) step_.lse[token * step_.lse_stride + head] = lse;
   }
 
-  // As convert_row, in a quarter of its time, but that denormals may become zero.
+  // As convert_row, in fewer instructions, but that denormals may become zero.
   PM_INLINE void round_to_bf16(const float* o, float scale, uint16_t* out) const {
     if constexpr (kBf16Weights) {
       const auto factor = Isa::set1(scale);
