@@ -329,7 +329,8 @@ class Attend : ItemRows<Isa, kMma, kD> {
     const int32_t key = keys.block + tile.first * kGroupKeys;  // of column 0
     const int columns = tile.groups * kGroupKeys;
     if constexpr (Verbs::kStreams) {
-      for (int c = 0; c < columns; c += kGranuleKeys) weigh_granule(keys, tile, key, c);
+      const Range plain = inside(plain_keys(tile.row, tile.rows), keys, key);
+      for (int c = 0; c < columns; c += kGranuleKeys) weigh_granule(keys, tile, key, c, plain);
       if (raised_) scale_sums(tile.row, tile.rows);
       return;
     }
@@ -347,14 +348,13 @@ class Attend : ItemRows<Isa, kMma, kD> {
     });
   }
 
-  // Columns [column, column + kGranuleKeys) of a tile of which column 0 is `key`.
-  void weigh_granule(const KeyBlock& keys, const RowTile& tile, int32_t key, int column) {
+  // Columns [column, column + kGranuleKeys) of a tile of which column 0 is `key`; those of `plain` are plain.
+  void weigh_granule(const KeyBlock& keys, const RowTile& tile, int32_t key, int column, Range plain) {
     const int32_t first = key + column;
-    const Range plain = inside(plain_keys(tile.row, tile.rows), keys, first);
     float* s = tile.s + column;
     uint16_t* p = tile.p + column;
     int done = 0;
-    if (plain.begin <= 0 && kGranuleKeys <= plain.end && anchored(tile.row, tile.rows)) {
+    if (plain.begin <= column && column + kGranuleKeys <= plain.end && anchored(tile.row, tile.rows)) {
       done = weigh_plain_granules<Isa>(s, kBlockKeys, step_.scale * kLog2e, tile.rows, scratch_.m + tile.row,
                                        scratch_.l + tile.row * kGroupKeys, p, kBlockKeys);
     }

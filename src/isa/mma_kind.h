@@ -2,6 +2,7 @@
 // internal to the unit, so that code built for one ISA can never be linked into another's path.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -36,10 +37,11 @@ enum class Mma {
 struct Ahead {
   struct Chunk {
     const std::byte* at;
-    int32_t lines;  // of 64 bytes
+    int32_t lines;        // of 64 bytes
+    int32_t streams = 1;  // this chunk and those after it that are fetched together
   };
   static constexpr int kMostChunks = 256, kMostStreams = 8, kStreamLines = 64;
-  Chunk chunks[kMostChunks];
+  Chunk chunks[kMostChunks + 1];  // one more: what lies after the last is read, not used
   int32_t num_chunks = 0;
   bool many_streams = false;
 
@@ -50,8 +52,16 @@ struct Ahead {
   };
   Place place;
 
-  // After the last chunk.
-  PM_INLINE void begin() { place = streams_at(0); }
+  // After the last chunk. Chunks of one length are fetched together.
+  PM_INLINE void begin() {
+    for (int32_t first = 0; many_streams && first < num_chunks; first += chunks[first].streams) {
+      Chunk& chunk = chunks[first];
+      const int32_t most = std::min(kMostStreams, num_chunks - first);
+      while (chunk.streams < most && chunks[first + chunk.streams].lines == chunk.lines) ++chunk.streams;
+    }
+    chunks[num_chunks] = {};
+    place = at(0);
+  }
   PM_INLINE bool done() const { return place.chunk >= num_chunks; }
 
   template <int kLines>
@@ -68,7 +78,7 @@ struct Ahead {
     if (p.streams == 1) {
       PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c->at + (p.line + i) * 64, 0, 1);
       p.line += kLines;
-      if (p.line >= c->lines) p = streams_at(p.chunk + 1);
+      if (p.line >= c->lines) p = at(p.chunk + 1);
     } else if (p.stream + kLines <= p.streams) {
       PM_UNROLL for (int i = 0; i < kLines; ++i) {
         __builtin_prefetch(c[p.stream + i].at + p.line * 64, 0, 1);
@@ -86,18 +96,9 @@ struct Ahead {
  private:
   PM_INLINE void next_line(Place& p) const {
     p.stream = 0;
-    if (++p.line == chunks[p.chunk].lines) p = streams_at(p.chunk + p.streams);
+    if (++p.line == chunks[p.chunk].lines) p = at(p.chunk + p.streams);
   }
-  // Chunks of one length are fetched together.
-  PM_NOINLINE Place streams_at(int32_t first) const {
-    Place p;
-    p.chunk = first;
-    while (many_streams && p.streams < kMostStreams && first + p.streams < num_chunks &&
-           chunks[first + p.streams].lines == chunks[first].lines) {
-      ++p.streams;
-    }
-    return p;
-  }
+  PM_INLINE Place at(int32_t chunk) const { return {chunk, chunks[chunk].streams, 0, 0}; }
 };
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.
