@@ -7,7 +7,7 @@ import pytest
 
 HERE = Path(__file__).parent
 STAND_IN = str(HERE / "stand_in")
-sys.path[:0] = [str(HERE), STAND_IN, str(HERE.parent / "vllm")]  # random_models.py
+sys.path[:0] = [str(HERE), STAND_IN, str(HERE.parent / "vllm")]  # random_models.py, smollm2.py
 os.environ.update(
     HF_HUB_OFFLINE="1",
     SGLANG_USE_CPU_ENGINE="1",
@@ -18,7 +18,7 @@ os.environ.update(
 
 @pytest.fixture(scope="session")
 def model_folder() -> Callable[[str], Path]:
-    """Folder of a model of random_models.py by name; made by the first test that asks."""
+    """Folder of a model of models.py by name; made by the first test that asks."""
 
     def made(name: str) -> Path:
         folder = HERE.parents[1] / "build" / "sglang-models" / name

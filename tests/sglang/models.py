@@ -1,8 +1,9 @@
-"""Models of random weights as SGLang wants them: those of random_models.py, and two of its own."""
+"""Models as SGLang wants them: SmolLM2, and of random weights those of random_models.py and two of its own."""
 
 from pathlib import Path
 
 import random_models
+import smollm2
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteSWAConfig, GraniteSWAForCausalLM, PreTrainedModel
 
@@ -37,6 +38,8 @@ OWN = {"gemma2": gemma2, "granite-swa": granite_swa}
 
 def make(name: str, folder: Path) -> None:
     """Writes config.json, model.safetensors in float32 and a tokenizer, the same at every call."""
+    if name == "smollm2":
+        return smollm2.convert(folder)
     if name not in OWN:
         return random_models.make(name, folder)
     torch.manual_seed(len(name))

@@ -86,6 +86,13 @@ def test_pages_of_16(model_folder: Callable[[str], Path], llama: dict[str, Conve
     expect_same(conversation_by_name(model_folder("llama"), 16), llama["torch_native"], 16)
 
 
+def test_smollm2(model_folder: Callable[[str], Path]) -> None:
+    by = conversations(model_folder("smollm2"), "torch_native", "pagemill", "halved")
+    expect_same(by["pagemill"], by["torch_native"])
+    expect_other(by["halved"], by["torch_native"])
+    expect_same(conversation_by_name(model_folder("smollm2"), 16), by["torch_native"], 16)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "granite-swa"])
 def test_windows_caps_and_sinks(model_folder: Callable[[str], Path], name: str) -> None:
     """gemma2: windows and soft cap; granite-swa: windows with a pool of their own, and sinks. torch_native has none."""
