@@ -1,5 +1,6 @@
 """Single layers against the formula in float64: what no small model shows."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,13 @@ def test_what_cannot_be_served_goes_to_the_built_in_attention(config: VllmConfig
     assert impl("4", config, 64, kv_cache_dtype="fp8").built_in is None
     assert impl("5", config, 64, kv_cache_dtype="fp8_e5m2").built_in is None
     assert impl("6", config, 64, kv_cache_dtype="fp8_per_token_head").built_in is not None
+
+
+def test_the_built_in_attention_is_said_once(config: VllmConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vllm.pagemill"):
+        assert all(impl(str(i), config, 28).built_in for i in range(3))
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "vllm.pagemill")
+    assert "A layer keeps vLLM's built-in attention" in said and "head_dim = 28: expected a multiple of 8" in said
 
 
 def test_layers_that_share_a_cache_read_what_was_written(config: VllmConfig) -> None:
