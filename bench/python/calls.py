@@ -8,7 +8,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ from c_call import CCall
 
 import pagemill
 from pagemill import jax as pm
-
-LIBRARY = Path(__file__).resolve().parents[2] / "build/src/libpagemill.so"
 
 H, K, D, P = 32, 8, 128, 16  # Llama 3 8B
 
@@ -50,7 +47,7 @@ def compare(seqs: int, kv_len: int, repetitions: int) -> list[float]:
     plan = pagemill.plan(starts, lens, table, cache, num_heads=H)
     out = np.empty_like(q)
     out_c = np.empty_like(q)
-    run_c = CCall(LIBRARY, starts, lens, table, (q, k, v), rows, out_c)
+    run_c = CCall(kv_len, table, (q, k, v), rows, out_c)
 
     kv_cache = jnp.asarray(rows.reshape(shape))
     metadata = [jnp.asarray(x) for x in (lens, table.reshape(-1), starts, np.array([seqs] * 3, np.int32))]

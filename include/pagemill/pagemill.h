@@ -137,7 +137,8 @@ typedef struct pm_args {
   int64_t k_new_stride_token, k_new_stride_head;
   const void* v_new; /* [T, K, D] dtype */
   int64_t v_new_stride_token, v_new_stride_head;
-  void* out; /* [T, H, D] out_dtype; must not overlap any input or the cache */
+  void* out; /* [T, H, D] out_dtype; must not overlap any input or the cache. Of bf16 what is below 2^-126
+              * may become 0. */
   int64_t out_stride_token, out_stride_head;
   float* lse;               /* [T, H], or NULL */
   int64_t lse_stride_token; /* 0 = H; the head stride is 1 */
