@@ -62,32 +62,41 @@ struct Tiles {
 
   template <int kTile>
   static void zero() {
-    std::memset(configured(kTile).data, 0, sizeof(Tile::data));
+    zero(kTile);
   }
   template <int kTile>
   static void load(const void* p, int64_t stride) {
-    Tile& tile = configured(kTile);
-    for (int r = 0; r < tile.rows; ++r) {
-      std::memcpy(tile.data[r], static_cast<const std::byte*>(p) + r * stride,
-                  static_cast<size_t>(tile.row_bytes));
-    }
+    load(kTile, p, stride);
   }
   template <int kTile>
   static void load_once(const void* p, int64_t stride) {
-    load<kTile>(p, stride);
+    load(kTile, p, stride);
   }
   template <int kTile>
   static void store(void* p, int64_t stride) {
-    const Tile& tile = configured(kTile);
-    for (int r = 0; r < tile.rows; ++r) {
-      std::memcpy(static_cast<std::byte*>(p) + r * stride, tile.data[r], static_cast<size_t>(tile.row_bytes));
-    }
+    store(kTile, p, stride);
   }
   template <int kSums, int kA, int kB>
   static void dpbf16() {
     dpbf16(kSums, kA, kB);
   }
-  static void dpbf16(int sums_tile, int a_tile, int b_tile) {
+
+  // Not inlined: their loops at each of a kernel's tiles took minutes to compile.
+  PM_NOINLINE static void zero(int tile) { std::memset(configured(tile).data, 0, sizeof(Tile::data)); }
+  PM_NOINLINE static void load(int to, const void* p, int64_t stride) {
+    Tile& tile = configured(to);
+    for (int r = 0; r < tile.rows; ++r) {
+      std::memcpy(tile.data[r], static_cast<const std::byte*>(p) + r * stride,
+                  static_cast<size_t>(tile.row_bytes));
+    }
+  }
+  PM_NOINLINE static void store(int from, void* p, int64_t stride) {
+    const Tile& tile = configured(from);
+    for (int r = 0; r < tile.rows; ++r) {
+      std::memcpy(static_cast<std::byte*>(p) + r * stride, tile.data[r], static_cast<size_t>(tile.row_bytes));
+    }
+  }
+  PM_NOINLINE static void dpbf16(int sums_tile, int a_tile, int b_tile) {
     Tile& sums = configured(sums_tile);
     const Tile &a = configured(a_tile), &b = configured(b_tile);
     require(sums_tile != a_tile && sums_tile != b_tile && a_tile != b_tile);
