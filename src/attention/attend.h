@@ -169,7 +169,8 @@ class Attend : ItemRows<Isa, kMma, kD> {
     BlockRows rows;
     stager.list_rows(keys.block, keys.begin, keys.end, rows);
     const int64_t key = tile.first * kGroupKeys;
-    verbs_.template scores_from_rows<kD>(q, ldq, tile.rows, rows.k + key, tile.groups, dim_, tile.s, ahead);
+    verbs_.template scores_from_rows<kD>(q, ldq, tile.rows, rows.k + key, tile.groups, dim_, tile.s,
+                                         step_.batch_invariant, ahead);
     weigh(keys, tile);
     verbs_.template accumulate_from_rows<kD>(p, tile.rows, rows.v + key, tile.groups, dim_, o, ahead);
   }

@@ -41,36 +41,45 @@ PM_INLINE KeyPlace place_of(const Step& step, const Sequence& seq, int32_t kv_he
           c.v + (page * c.v_page + kv_head * c.v_head + slot * v_token) * element};
 }
 
-// Keys of the layouts PM_ROWS and PM_NO_CACHE one after the other, without a division for each.
+// Keys of the layouts PM_ROWS and PM_NO_CACHE one after the other, without a division or product for each.
 class RowWalk {
  public:
   PM_INLINE RowWalk(const Step& step, const Sequence& seq, int32_t kv_head, int32_t key)
       : cache_(step.cache), element_(dtype_bytes(step.cache.dtype)), kv_head_(kv_head) {
     if (cache_.layout == PM_NO_CACHE) {
-      slot_ = int64_t{seq.query_begin} + key;
+      left_ = std::numeric_limits<int32_t>::max();
+      turn_to(0, int64_t{seq.query_begin} + key);
       return;
     }
-    page_ = step.pages + seq.page_bias + key / cache_.page_size;
-    slot_ = key % cache_.page_size;
+    const int32_t slot = key % cache_.page_size;
+    next_page_ = step.pages + seq.page_bias + key / cache_.page_size;
+    left_ = cache_.page_size - slot;
+    turn_to(*next_page_++, slot);
   }
 
   PM_INLINE KeyPlace next() {
-    const int64_t page = page_ ? *page_ : 0;
-    const KeyPlace place{
-        cache_.k + (page * cache_.k_page + kv_head_ * cache_.k_head + slot_ * cache_.k_token) * element_,
-        cache_.v + (page * cache_.v_page + kv_head_ * cache_.v_head + slot_ * cache_.v_token) * element_};
-    if (++slot_ == cache_.page_size && page_) {
-      slot_ = 0;
-      ++page_;
+    if (left_ == 0) {
+      left_ = cache_.page_size;
+      turn_to(*next_page_++, 0);
     }
+    --left_;
+    const KeyPlace place = at_;
+    at_.k += cache_.k_token * element_;
+    at_.v += cache_.v_token * element_;
     return place;
   }
 
  private:
+  PM_INLINE void turn_to(int64_t page, int64_t slot) {
+    at_ = {cache_.k + (page * cache_.k_page + kv_head_ * cache_.k_head + slot * cache_.k_token) * element_,
+           cache_.v + (page * cache_.v_page + kv_head_ * cache_.v_head + slot * cache_.v_token) * element_};
+  }
+
   const CacheView& cache_;
   const int64_t element_, kv_head_;
-  const int32_t* page_ = nullptr;  // entry of the page table; none without a cache
-  int64_t slot_;
+  KeyPlace at_;
+  int32_t left_;                        // tokens of the page from `at_` on
+  const int32_t* next_page_ = nullptr;  // entry of the page table
 };
 
 // What a block of keys lies in, for KV heads [head_begin, head_end): chunks in the order of memory, as far as
@@ -83,15 +92,33 @@ class AheadList {
   struct Pieces {
     const std::byte* at;
     int64_t rows, row_stride, columns, column_stride, bytes;
-    void order() {
-      if (row_stride >= column_stride) return;
-      std::swap(rows, columns);
-      std::swap(row_stride, column_stride);
+    // In the order of memory; pieces that touch, or are no farther apart than they are long, become one: K
+    // and V, token by token or head by head.
+    void join() {
+      if (row_stride < column_stride) {
+        std::swap(rows, columns);
+        std::swap(row_stride, column_stride);
+      }
+      if (column_stride <= 2 * bytes) {
+        bytes += (columns - 1) * column_stride;
+        columns = 1;
+      }
+      if (columns == 1 && row_stride == bytes) {
+        bytes *= rows;
+        rows = 1;
+      }
     }
   };
   PM_INLINE void add(Pieces k, Pieces v) {
-    k.order();
-    v.order();
+    k.join();
+    v.join();
+    const bool single = k.columns == 1 && v.columns == 1 && k.rows == v.rows;
+    const int64_t both = k.bytes + v.bytes;
+    if (single && v.at == k.at + k.bytes &&
+        (k.rows == 1 || (k.row_stride == both && v.row_stride == both))) {  // they fill their rows
+      add_chunk(k.at, k.rows * both);
+      return;
+    }
     const int64_t apart = v.at > k.at ? v.at - k.at : k.at - v.at;
     if (apart >= k.row_stride || k.rows != v.rows) {
       for (int64_t i = 0; i < k.rows; ++i) add_row(k, i);
@@ -105,14 +132,9 @@ class AheadList {
   }
 
  private:
-  // Gaps of up to a piece are fetched too: K and V, token by token or head by head.
   PM_INLINE void add_row(const Pieces& p, int64_t i) {
     const std::byte* at = p.at + i * p.row_stride;
-    if (p.column_stride <= 2 * p.bytes) {
-      add_chunk(at, (p.columns - 1) * p.column_stride + p.bytes);
-    } else {
-      for (int64_t j = 0; j < p.columns; ++j) add_chunk(at + j * p.column_stride, p.bytes);
-    }
+    for (int64_t j = 0; j < p.columns; ++j) add_chunk(at + j * p.column_stride, p.bytes);
   }
   PM_INLINE void add_chunk(const std::byte* at, int64_t bytes) {
     const auto address = reinterpret_cast<uintptr_t>(at), end = address + static_cast<uintptr_t>(bytes);
@@ -133,7 +155,7 @@ class AheadList {
     }
     while (lines > 0 && out_.num_chunks < Ahead::kMostChunks) {
       const int32_t here = std::min(lines, most);
-      out_.chunks[out_.num_chunks++] = {first, here};
+      out_.chunks[out_.num_chunks++] = {first, here, 1};
       first += int64_t{here} * 64;
       lines -= here;
     }
@@ -322,12 +344,14 @@ class Stager {
   PM_INLINE void rows_of(int32_t key, int first, int last, const std::byte** k, const std::byte** v) const {
     alignas(64) static constexpr float kZeros[kMaxHeadDim] = {};
     const auto* zeros = reinterpret_cast<const std::byte*>(kZeros);
+    for (int t = 0; t < first; ++t) k[t] = v[t] = zeros;
     RowWalk walk(step_, seq_, kv_head_, key + first);
-    for (int t = 0; t < kGroupKeys; ++t) {
-      const KeyPlace place = t >= first && t < last ? walk.next() : KeyPlace{zeros, zeros};
+    for (int t = first; t < last; ++t) {
+      const KeyPlace place = walk.next();
       k[t] = place.k;
       v[t] = place.v;
     }
+    for (int t = last; t < kGroupKeys; ++t) k[t] = v[t] = zeros;
   }
   PM_NOINLINE void pack_keys_of(int32_t key, int first, int last, std::byte* dst, Ahead& ahead) const {
     const std::byte *k[kGroupKeys], *v[kGroupKeys];

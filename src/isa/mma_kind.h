@@ -37,8 +37,8 @@ enum class Mma {
 struct Ahead {
   struct Chunk {
     const std::byte* at;
-    int32_t lines;        // of 64 bytes
-    int32_t streams = 1;  // this chunk and those after it that are fetched together
+    int32_t lines;    // of 64 bytes
+    int32_t streams;  // this chunk and those after it that are fetched together
   };
   static constexpr int kMostChunks = 256, kMostStreams = 8, kStreamLines = 64;
   Chunk chunks[kMostChunks + 1];  // one more: what lies after the last is read, not used
@@ -59,7 +59,7 @@ struct Ahead {
       const int32_t most = std::min(kMostStreams, num_chunks - first);
       while (chunk.streams < most && chunks[first + chunk.streams].lines == chunk.lines) ++chunk.streams;
     }
-    chunks[num_chunks] = {};
+    chunks[num_chunks] = {nullptr, 0, 1};
     place = at(0);
   }
   PM_INLINE bool done() const { return place.chunk >= num_chunks; }
@@ -76,9 +76,7 @@ struct Ahead {
     if (p.chunk >= num_chunks) return;
     const Chunk* c = chunks + p.chunk;
     if (p.streams == 1) {
-      PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c->at + (p.line + i) * 64, 0, 1);
-      p.line += kLines;
-      if (p.line >= c->lines) p = at(p.chunk + 1);
+      step_alone<kLines>(p);
     } else if (p.stream + kLines <= p.streams) {
       PM_UNROLL for (int i = 0; i < kLines; ++i) {
         __builtin_prefetch(c[p.stream + i].at + p.line * 64, 0, 1);
@@ -91,6 +89,14 @@ struct Ahead {
         if (++p.stream == p.streams) next_line(p);
       }
     }
+  }
+  // Where p.streams is 1 and not all is done.
+  template <int kLines>
+  PM_INLINE void step_alone(Place& p) const {
+    const Chunk* c = chunks + p.chunk;
+    PM_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(c->at + (p.line + i) * 64, 0, 1);
+    p.line += kLines;
+    if (p.line >= c->lines) p = at(p.chunk + 1);
   }
 
  private:

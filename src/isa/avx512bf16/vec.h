@@ -86,6 +86,18 @@ struct Avx512Bf16 : Avx512 {
     quads[2] = reinterpret_cast<B>(_mm512_unpacklo_epi64(t[1], t[3]));
     quads[3] = reinterpret_cast<B>(_mm512_unpackhi_epi64(t[1], t[3]));
   }
+  // Lanes 4 i + j: the sum of lanes 4 i to 4 i + 3 of x[j].
+  static PM_INLINE F add_in_quads(const F (&x)[4]) {
+    const F a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    const F b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  // Lanes 4 j + i: the sum of lanes i, 4 + i, 8 + i and 12 + i of x[j].
+  static PM_INLINE F add_quads(const F (&x)[4]) {
+    const F a = _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee));
+    const F b = _mm512_add_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
   // Pairs (low[d], high[d]) of 32 dims, in ascending order.
   static PM_INLINE void load_interleaved(const std::byte* low, const std::byte* high, B& first_half,
                                          B& second_half) {
