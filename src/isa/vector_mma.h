@@ -68,6 +68,14 @@ PM_INLINE void fetch(Ahead& ahead) {
   }
 }
 
+// One time in `every`, counted in `wait`, which begins as 1.
+template <int kLines>
+PM_INLINE void fetch_in_turn(Ahead& ahead, int every, int& wait) {
+  if (--wait > 0) return;
+  wait = every;
+  fetch<kLines>(ahead);
+}
+
 template <class Isa, Mma kMma>
 struct VectorMma {
   using F = typename Isa::F;
@@ -87,25 +95,27 @@ struct VectorMma {
     struct Granule;
   };
 
+  // What is fetched ahead is spread over the times that the rows take to meet a block.
+  static PM_INLINE int passes_of(int rows) { return (rows + Isa::kRows - 1) / Isa::kRows; }
+
   // s[r][16 g + t] = q_r . k_{g,t}. q: [rows, ldq bytes]; k: groups; s: [rows, kBlockKeys].
   template <int kD>
   static PM_INLINE void scores(const std::byte* q, int64_t ldq, int rows, const std::byte* const* k,
                                int groups, int head_dim, float* s, Ahead* prefetch) {
-    const int dim = kD ? kD : head_dim;
+    const int dim = kD ? kD : head_dim, passes = passes_of(rows);
     int done = 0;
     for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
       constexpr int R = decltype(r_const)::value;
       int g = 0;
       const std::byte* q_rows = q + done * ldq;
       float* s_rows = s + done * kBlockKeys;
-      const bool ahead = prefetch && done == 0;
       const auto block = [&](auto n_const) PM_INLINE_LAMBDA {
         constexpr int kAtOnce = decltype(n_const)::value;
         float* to = s_rows + g * kGroupKeys;
-        if (ahead) {
-          scores_block<kD, R, kAtOnce, true>(q_rows, ldq, k + g, dim, to, prefetch);
+        if (prefetch) {
+          scores_block<kD, R, kAtOnce, true>(q_rows, ldq, k + g, dim, to, prefetch, passes);
         } else {
-          scores_block<kD, R, kAtOnce, false>(q_rows, ldq, k + g, dim, to, nullptr);
+          scores_block<kD, R, kAtOnce, false>(q_rows, ldq, k + g, dim, to, nullptr, passes);
         }
         g += kAtOnce;
       };
@@ -118,9 +128,10 @@ struct VectorMma {
 
   template <int kD, int R, int kGroupsAtOnce, bool kPrefetch>
   static PM_NOINLINE void scores_block(const std::byte* q, int64_t ldq, const std::byte* const* k,
-                                       int head_dim, float* s, Ahead* prefetch) {
+                                       int head_dim, float* s, Ahead* prefetch, int passes) {
     const int dim = kD ? kD : head_dim;
     constexpr int N = kGroupsAtOnce * kGroupVectors;
+    int wait = 1;
     // f32 sums restart every 32 dims: in longer chains partial sums grow beyond what the f32 bound counts on.
     const int terms = dim / kPack, chunk = kMma == Mma::kBf16 ? terms : 32 / kPack;
     for (int begin = 0; begin < terms; begin += chunk) {
@@ -128,7 +139,7 @@ struct VectorMma {
       F acc[R][N];
       PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) acc[r][i] = Isa::zero();
       for (int d = begin; d < end; ++d) {
-        if constexpr (kPrefetch) fetch<kGroupsAtOnce>(*prefetch);
+        if constexpr (kPrefetch) fetch_in_turn<kGroupsAtOnce>(*prefetch, passes, wait);
         multiply_term<Isa, kMma>(
             acc,
             [&](int i) PM_INLINE_LAMBDA {
@@ -340,12 +351,11 @@ struct VectorMma {
                                    int head_dim, float* o, Ahead* prefetch) {
     const int dim = kD ? kD : head_dim, ldo = padded_dim(dim);
     constexpr int kMost = Isa::kVectors;
-    const int vectors = (dim + Isa::kLanes - 1) / Isa::kLanes;
+    const int vectors = (dim + Isa::kLanes - 1) / Isa::kLanes, passes = passes_of(rows);
     int done = 0;
     for_blocks<Isa::kRows>(rows, [&](auto r_const) PM_INLINE_LAMBDA {
       constexpr int R = decltype(r_const)::value;
       const std::byte* p_rows = p + done * (kBlockKeys * kRowBytes);
-      Ahead* ahead = done == 0 ? prefetch : nullptr;
       int begin = 0;
       for_blocks<kMost>(vectors, [&](auto n_const) PM_INLINE_LAMBDA {
         constexpr int N = decltype(n_const)::value;
@@ -354,12 +364,12 @@ struct VectorMma {
         const int offset = begin * Isa::kLanes * kLaneBytes;
         const auto block = [&](auto partial, int last_lanes) PM_INLINE_LAMBDA {
           constexpr bool kPartial = decltype(partial)::value;
-          if (ahead) {
+          if (prefetch) {
             accumulate_block<kD, R, N, kPartial, true>(p_rows, v, groups, dim, offset, last_lanes, o_rows,
-                                                       ldo, ahead);
+                                                       ldo, prefetch, passes);
           } else {
             accumulate_block<kD, R, N, kPartial, false>(p_rows, v, groups, dim, offset, last_lanes, o_rows,
-                                                        ldo, ahead);
+                                                        ldo, nullptr, passes);
           }
         };
         if (left >= full) {
@@ -376,8 +386,9 @@ struct VectorMma {
   template <int kD, int R, int N, bool kPartial, bool kPrefetch>
   static PM_NOINLINE void accumulate_block(const std::byte* p, const std::byte* const* v, int groups,
                                            int head_dim, int offset, int last_lanes, float* o, int ldo,
-                                           Ahead* prefetch) {
+                                           Ahead* prefetch, int passes) {
     const int dim = kD ? kD : head_dim;
+    int wait = 1;
     F acc[R][N];
     PM_UNROLL for (int r = 0; r < R; ++r) PM_UNROLL for (int i = 0; i < N; ++i) {
       acc[r][i] = Isa::load(o + r * ldo + i * Isa::kLanes, Isa::kLanes);
@@ -388,7 +399,7 @@ struct VectorMma {
       const std::byte* v_rows = v[g] + offset;
       const std::byte* p_group = p + g * (kGroupKeys * kRowBytes);
       for (int t = 0; t < kTerms; ++t) {
-        if constexpr (kPrefetch) fetch<(N * Isa::kLanes + 15) / 16>(*prefetch);
+        if constexpr (kPrefetch) fetch_in_turn<(N * Isa::kLanes + 15) / 16>(*prefetch, passes, wait);
         multiply_term<Isa, kMma>(
             acc,
             [&](int i) PM_INLINE_LAMBDA {
