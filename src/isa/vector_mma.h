@@ -5,7 +5,8 @@
 // (8, 1) dims of one r-tuple of keys, and no product needs a horizontal sum.
 //
 // Every output element is one chain of multiply-adds in ascending order of d or key, whatever R and N are:
-// its bits do not depend on the rows that share its block.
+// its bits do not depend on the rows that share its block. Only scores of few rows over keys that lie in rows
+// are summed lane by lane, outside of batch-invariant mode.
 #pragma once
 
 #include <cstdint>
