@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 #include "reference.h"
 
@@ -50,7 +51,15 @@ FuzzedCall::FuzzedCall(Bytes& bytes) {
   claim_no_more_than_there_is();
   add_metadata();
   if (mistakes_ > 0 && bytes.one_in(4)) spoil_metadata_pointer(bytes);
-  config = as_read(passed.config, PM_CONFIG_INIT);
+  const pm_config read = as_read(passed.config, PM_CONFIG_INIT);
+  const auto shape = [](const pm_config& c) {
+    return std::tuple(c.layout, c.page_size, c.num_kv_heads, c.head_dim);
+  };
+  // With strides of another shape tokens may overlap, and what is left of them depends on the order of
+  // writes.
+  cache_strides_spoilt_ |=
+      shape(read) != shape(config) && (passed.args.k_stride_page != 0 || passed.args.v_stride_page != 0);
+  config = read;
   batch = as_read(passed.batch, PM_BATCH_INIT);
   save();
 }
