@@ -85,7 +85,10 @@ class PageReader {
 
  private:
   int32_t row_of(int32_t seq) const { return batch_.row_index ? batch_.row_index[seq] : seq; }
-  const int32_t* row(int32_t seq) const { return batch_.page_table + row_of(seq) * batch_.page_table_stride; }
+  // NULL without a page table, which no sequence needs that reads and writes no keys.
+  const int32_t* row(int32_t seq) const {
+    return batch_.page_table ? batch_.page_table + row_of(seq) * batch_.page_table_stride : nullptr;
+  }
 
   // The pages that the sequence reads and writes; where it does only one, both are that.
   pm_status ranges(int32_t seq, Range& seen, Range& written) const {
