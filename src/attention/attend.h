@@ -13,16 +13,13 @@ namespace pagemill {
 template <class Isa, class Verbs, Mma kMma, int kD>
 class Attend : ItemRows<Isa, kMma, kD> {
  public:
-  static const Item* run(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base,
+  static const Item* run(const Step& step, const Item& item, ItemQueue& queue, std::byte* base,
                          int32_t scratch_rows) {
     Attend task(step, item, queue, base, scratch_rows);
-    if (item.stores && step.fuse) {
-      for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
-        store_tokens<Isa>(step, task.seq_, head, 0, task.seq_.q_len, task.scratch_.raw);
-      }
-    }
+    if (queue.at_first()) task.fetch_first();
     task.pack_queries();
     task.compute(item.token_begin, item.token_end, item.key_begin, item.key_end, Fetch::kAhead);
+    task.store_before(task.seq_.kv_len);
     if (!task.finish()) {
       task.compute_each_token();
       task.finish();
@@ -40,7 +37,7 @@ class Attend : ItemRows<Isa, kMma, kD> {
 
   enum class Fetch { kAhead, kNone };
 
-  Attend(const Step& step, const Item& item, const ItemQueue& queue, std::byte* base, int32_t scratch_rows)
+  Attend(const Step& step, const Item& item, ItemQueue& queue, std::byte* base, int32_t scratch_rows)
       : Rows(step, item, base, scratch_rows),
         queue_(queue),
         verbs_(this->head_rows_, dim_, step.batch_invariant) {}
@@ -51,14 +48,15 @@ class Attend : ItemRows<Isa, kMma, kD> {
     return next_;
   }
 
+  int32_t keys_of_block(int32_t tokens) const {
+    if (Verbs::kStreams && tokens * step_.group > Isa::kTileRows) return chunk_keys(dim_);
+    if (item_.kv_head_end - item_.kv_head_begin == 1) return kBlockKeys;
+    return shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant);
+  }
+
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
-    const bool stream = Verbs::kStreams && (token_end - token_begin) * step_.group > Isa::kTileRows;
-    const int32_t block_keys =
-        stream ? chunk_keys(dim_)
-        : item_.kv_head_end - item_.kv_head_begin > 1
-            ? shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant)
-            : kBlockKeys;
+    const int32_t block_keys = keys_of_block(token_end - token_begin);
     for_heads(token_begin, token_end, [&](int row_begin, int row_end) { clear(row_begin, row_end); });
     bool folded = false;
     int32_t begin = key_begin;
@@ -73,13 +71,13 @@ class Attend : ItemRows<Isa, kMma, kD> {
       Ahead ahead;
       if (fetch == Fetch::kAhead) {
         if (end < key_end) {
-          fetch_ahead(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
-        } else if (const Item* after = next(); after && !met(*after)) {
-          const int32_t first_end = after->key_begin / block_keys * block_keys + block_keys;
-          fetch_ahead(step_.sequences[after->seq], *after, after->key_begin,
-                      after->key_end < first_end ? after->key_end : first_end, ahead);
+          list_keys(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
+        } else {
+          list_next(block_keys, ahead);
         }
+        ahead.begin();
       }
+      store_before(end);
       for_heads(token_begin, token_end, [&](int row_begin, int row_end) {
         const Stager<Isa> stager(step_, seq_, kv_head_of(row_begin), scratch_);
         if (row_end - row_begin <= Isa::kTileRows) {
@@ -108,8 +106,42 @@ class Attend : ItemRows<Isa, kMma, kD> {
            after.key_begin >= item_.key_begin && after.key_begin < item_.key_end && bytes <= kKeptBytes;
   }
 
-  void fetch_ahead(const Sequence& seq, const Item& item, int32_t begin, int32_t end, Ahead& out) const {
+  void list_keys(const Sequence& seq, const Item& item, int32_t begin, int32_t end, Ahead& out) const {
     if (begin < end) list_ahead<Isa>(step_, seq, item.kv_head_begin, item.kv_head_end, begin, end, out);
+  }
+  void list_first_block(const Item& item, int32_t block_keys, Ahead& out) const {
+    const int32_t end = item.key_begin / block_keys * block_keys + block_keys;
+    list_keys(step_.sequences[item.seq], item, item.key_begin, item.key_end < end ? item.key_end : end, out);
+  }
+
+  // What is wanted after the item's last block: where its results go, the next item's queries and keys. With
+  // tile products the first two were tried and are no faster.
+  void list_next(int32_t block_keys, Ahead& out) {
+    const Item* after = next();
+    if (!Verbs::kStreams && item_.token_end - item_.token_begin > 1) {
+      list_tokens(step_, step_.out, step_.out_dtype, item_, out);
+      if (after) list_tokens(step_, step_.q, step_.dtype, *after, out);
+    }
+    if (after && !met(*after)) list_first_block(*after, block_keys, out);
+  }
+
+  // Inline, since GCC leaves out calls of a function that does nothing but fetch.
+  PM_INLINE void fetch_first() {
+    Ahead own;
+    list_first_block(item_, keys_of_block(item_.token_end - item_.token_begin), own);
+    own.begin();
+    while (!own.done()) own.template step<Ahead::kMostStreams>();
+  }
+
+  // The sequence's new tokens, if the item stores them, when their block has its turn and was fetched.
+  PM_INLINE void store_before(int32_t key_end) {
+    if (!stored_ && key_end > seq_.kv_len - seq_.q_len) store_new();
+  }
+  PM_NOINLINE void store_new() {
+    stored_ = true;
+    for (int32_t head = item_.kv_head_begin; head < item_.kv_head_end; ++head) {
+      store_tokens<Isa>(step_, seq_, head, 0, seq_.q_len, scratch_.raw);
+    }
   }
 
   // A tile of rows, the groups of a block that it sees, and where its scores and weights lie.
@@ -183,7 +215,7 @@ class Attend : ItemRows<Isa, kMma, kD> {
     for (int row = row_begin; row < row_end; row += Isa::kTileRows) {
       const RowTile tile = row_tile(keys, row, row_end);
       if (tile.groups == 0) continue;
-      Ahead* prefetch = row == row_begin && ahead.num_chunks > 0 ? &ahead : nullptr;
+      Ahead* prefetch = ahead.done() ? nullptr : &ahead;
       scores(keys, tile, prefetch);
       weigh(keys, tile);
       accumulate(keys, tile, prefetch);
@@ -377,9 +409,10 @@ class Attend : ItemRows<Isa, kMma, kD> {
     }
   }
 
-  const ItemQueue& queue_;
+  ItemQueue& queue_;
   const Item* next_ = nullptr;
   bool took_next_ = false;
+  bool stored_ = !(item_.stores && step_.fuse);
   bool raised_ = false;  // Scratch::keep holds factors of the rows at work
   const Verbs verbs_;
 };

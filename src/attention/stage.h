@@ -131,6 +131,10 @@ class AheadList {
     }
   }
 
+  void add_tokens(const std::byte* at, int64_t tokens, int64_t stride, int64_t bytes) {
+    for (int64_t i = 0; i < tokens; ++i) add_chunk(at + i * stride, bytes);
+  }
+
  private:
   PM_INLINE void add_row(const Pieces& p, int64_t i) {
     const std::byte* at = p.at + i * p.row_stride;
@@ -193,7 +197,17 @@ PM_NOINLINE void list_ahead(const Step& step, const Sequence& seq, int32_t head_
     }
     begin = stop;
   }
-  out.begin();
+}
+
+// What of q or out belongs to the item, if its heads are neighbours.
+inline void list_tokens(const Step& step, const Tensor& tensor, pm_dtype dtype, const Item& item,
+                        Ahead& out) {
+  if (tensor.stride_head != step.head_dim) return;
+  const int64_t element = dtype_bytes(dtype), row = step.group * step.head_dim;
+  const int64_t token = int64_t{step.sequences[item.seq].query_begin} + item.token_begin;
+  AheadList(out).add_tokens(tensor.data + (token * tensor.stride_token + item.kv_head_begin * row) * element,
+                            item.token_end - item.token_begin, tensor.stride_token * element,
+                            (item.kv_head_end - item.kv_head_begin) * row * element);
 }
 
 // Copies of a group of PM_TILES with the slots outside [begin, end) zero, so that a NaN there meets no

@@ -201,28 +201,32 @@ inline int tile_tokens(int group, int head_dim, int rows) {
   return rows > group ? rows / group : 1;
 }
 
-// The items of a step, each of which one thread takes.
+// The items of a step, each of which one thread takes; a queue for each thread.
 class ItemQueue {
  public:
   ItemQueue(const Item* items, size_t num_items, std::atomic<size_t>& taken)
       : items_(items), num_items_(num_items), taken_(taken) {}
 
   // Null when none is left.
-  const Item* take() const {
+  const Item* take() {
+    ++taken_here_;
     const size_t i = taken_.fetch_add(1, std::memory_order_relaxed);
     return i < num_items_ ? items_ + i : nullptr;
   }
+  // Whether the thread is at its first item, of which no item before has fetched anything.
+  bool at_first() const { return taken_here_ == 1; }
 
  private:
   const Item* items_;
   size_t num_items_;
   std::atomic<size_t>& taken_;
+  size_t taken_here_ = 0;
 };
 
 // The kernels' signatures. An attend returns what it took from the queue to work on next: it takes it when
 // its own last block begins, to fetch the next item's first keys beside that block; no earlier, or idle
 // threads would miss it.
-using AttendFn = const Item* (*)(const Step&, const Item&, const ItemQueue&, std::byte* scratch,
+using AttendFn = const Item* (*)(const Step&, const Item&, ItemQueue&, std::byte* scratch,
                                  int32_t scratch_rows);
 // Stores queries [token_begin, token_end) of the sequence for one KV head.
 using StoreFn = void (*)(const Step&, const Sequence&, int32_t kv_head, int32_t token_begin,

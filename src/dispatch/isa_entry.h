@@ -9,8 +9,8 @@ namespace pagemill {
 inline constexpr Mma kMma_bf16 = Mma::kBf16, kMma_f32bf16 = Mma::kF32Bf16, kMma_f32f16 = Mma::kF32F16,
                      kMma_f32 = Mma::kF32;
 
-#define PM_KERNEL(mma, dim, isa)                                                                            \
-  const Item* attend_##mma##_d##dim##_##isa(const Step&, const Item&, const ItemQueue&, std::byte* scratch, \
+#define PM_KERNEL(mma, dim, isa)                                                                      \
+  const Item* attend_##mma##_d##dim##_##isa(const Step&, const Item&, ItemQueue&, std::byte* scratch, \
                                             int32_t scratch_rows);
 #include "dispatch/kernels.inc"
 #undef PM_KERNEL

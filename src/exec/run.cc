@@ -59,7 +59,7 @@ struct Run {
   // Takes items until none is left.
   void attend_share(int32_t part) const {
     std::byte* base = scratch(part);
-    const ItemQueue items = queue();
+    ItemQueue items = queue();
     const Item* item = items.take();
     while (item) item = plan.selection.kernel->attend(step, *item, items, base, plan.scratch_rows);
   }

@@ -6,11 +6,11 @@
 #include "attention/attend.h"
 #include "dispatch/isa_entry.h"
 
-#define PM_DEFINE_KERNEL(mma, dim, isa)                                                                 \
-  const Item* attend_##mma##_d##dim##_##isa(const Step& step, const Item& item, const ItemQueue& queue, \
-                                            std::byte* scratch, int32_t scratch_rows) {                 \
-    return Attend<PM_ISA, PM_VERBS(kMma_##mma), kMma_##mma, dim>::run(step, item, queue, scratch,       \
-                                                                      scratch_rows);                    \
+#define PM_DEFINE_KERNEL(mma, dim, isa)                                                           \
+  const Item* attend_##mma##_d##dim##_##isa(const Step& step, const Item& item, ItemQueue& queue, \
+                                            std::byte* scratch, int32_t scratch_rows) {           \
+    return Attend<PM_ISA, PM_VERBS(kMma_##mma), kMma_##mma, dim>::run(step, item, queue, scratch, \
+                                                                      scratch_rows);              \
   }
 #define PM_DEFINE_STORE(isa)                                                                           \
   void store_##isa(const Step& step, const Sequence& seq, int32_t kv_head, int32_t begin, int32_t end, \

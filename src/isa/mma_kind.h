@@ -40,7 +40,7 @@ struct Ahead {
     int32_t lines;    // of 64 bytes
     int32_t streams;  // this chunk and those after it that are fetched together
   };
-  static constexpr int kMostChunks = 256, kMostStreams = 8, kStreamLines = 64;
+  static constexpr int kMostChunks = 512, kMostStreams = 8, kStreamLines = 64;
   Chunk chunks[kMostChunks + 1];  // one more: what lies after the last is read, not used
   int32_t num_chunks = 0;
   bool many_streams = false;
@@ -106,6 +106,30 @@ struct Ahead {
   }
   PM_INLINE Place at(int32_t chunk) const { return {chunk, chunks[chunk].streams, 0, 0}; }
 };
+
+// Ahead::step, with many streams at once out of line: where they are one at a time, decode over rows is 2%
+// faster for the registers.
+template <int kLines>
+static PM_NOINLINE void fetch_streams(Ahead& ahead) {
+  ahead.step<kLines>();
+}
+template <int kLines>
+PM_INLINE void fetch(Ahead& ahead) {
+  if (ahead.done()) return;
+  if (ahead.place.streams == 1) {
+    ahead.step_alone<kLines>(ahead.place);
+  } else {
+    fetch_streams<kLines>(ahead);
+  }
+}
+
+// One time in `every`, counted in `wait`, which begins as 1.
+template <int kLines>
+PM_INLINE void fetch_in_turn(Ahead& ahead, int every, int& wait) {
+  if (--wait > 0) return;
+  wait = every;
+  fetch<kLines>(ahead);
+}
 
 // Cuts n into blocks of at most kMost, as even as can be, and calls f with each one's size as a constant.
 template <int kMost, class F>
