@@ -72,7 +72,7 @@ pm_status build(const pm_config& config, const pm_batch& batch, PlanScratch& scr
                  config.window_right < 0 ? kUnbounded : config.window_right};
   plan.num_queries = batch.num_seqs ? batch.query_start[batch.num_seqs] : 0;
   plan.costs_of = costs_for(plan);
-  PM_TRY(build_pages(batch, scratch.writers, plan));
+  PM_TRY(build_pages(batch, scratch, plan));
   build_items(scratch, plan);
   plan.stored_tokens = plan.fused_tokens = 0;
   for (const Sequence& s : plan.sequences) (s.fused ? plan.fused_tokens : plan.stored_tokens) += s.q_len;

@@ -12,7 +12,9 @@ Range written_keys(const Sequence& s) {
 
 Range pages_of(Range keys, int32_t page_size) {
   if (keys.begin >= keys.end) return {0, 0};
-  return {keys.begin / page_size, (keys.end - 1) / page_size + 1};
+  const auto size = static_cast<uint32_t>(page_size);
+  return {static_cast<int32_t>(static_cast<uint32_t>(keys.begin) / size),
+          static_cast<int32_t>(static_cast<uint32_t>(keys.end - 1) / size) + 1};
 }
 
 // Copies n entries; false if one is not in [0, num_pages). No branch in the loop, so that it is vectorised.
@@ -29,55 +31,42 @@ bool copy_entries(const int32_t* from, int32_t n, int64_t num_pages, int32_t* to
 
 class PageReader {
  public:
-  PageReader(const pm_batch& batch, PageWriters& writers, PlanData& plan)
-      : batch_(batch), writers_(writers), plan_(plan), page_size_(plan.config.page_size) {}
+  PageReader(const pm_batch& batch, PlanScratch& scratch, PlanData& plan)
+      : batch_(batch),
+        writers_(scratch.writers),
+        pages_(scratch.pages),
+        plan_(plan),
+        page_size_(plan.config.page_size) {}
 
-  // Marks the pages that the sequence writes.
-  pm_status claim(int32_t seq) {
-    Range pages;
-    PM_TRY(checked_pages(seq, written_keys(plan_.sequences[seq]), pages));
-    for (int32_t p = pages.begin; p < pages.end; ++p) {
-      const int32_t page = row(seq)[p];
-      if (page < 0 || page >= plan_.config.num_pages) return outside(seq, p);
-      if (writers_.claimed(page)) {
-        return fail(
-            PM_INVALID_ARGUMENT,
-            "page_table[%d][%d] = %d: expected a page that sequence %d does not write in this step too",
-            row_of(seq), p, page, writers_.writer(page));
-      }
-      writers_.claim(page, seq);
-    }
-    return PM_OK;
-  }
-
-  // Gives the sequence a place for the entries that it reads or writes.
-  pm_status place(int32_t seq, int64_t& end) {
+  // Finds the entries that the sequence reads and writes, marks the pages that it writes, and gives it a
+  // place for its entries, from `end` on.
+  pm_status claim(int32_t seq, int64_t& end) {
     Sequence& s = plan_.sequences[seq];
+    SequencePages& pages = pages_[seq];
+    pages = {};
     if (s.q_len == 0) return PM_OK;
-    Range seen, written;
-    PM_TRY(ranges(seq, seen, written));
-    const int32_t begin = std::min(seen.begin, written.begin);
-    s.page_bias = end - begin;
-    end += std::max(seen.end, written.end) - begin;
+    PM_TRY(checked_pages(seq, visible_keys(s, plan_.window, 0, s.q_len), pages.seen));
+    if (plan_.config.write_cache) {
+      PM_TRY(checked_pages(seq, written_keys(s), pages.written));
+      PM_TRY(claim_pages(seq, pages.written));
+    }
+    const Range all = pages.all();
+    s.page_bias = end - all.begin;
+    end += all.end - all.begin;
     return PM_OK;
   }
 
-  // Copies the entries that the sequence reads or writes, and takes `fused` from sequences whose pages
-  // another reads.
+  // Copies the entries, and takes `fused` from sequences whose pages another reads.
   pm_status copy(int32_t seq) {
-    const Sequence& s = plan_.sequences[seq];
-    if (s.q_len == 0) return PM_OK;
-    Range seen, written;
-    PM_TRY(ranges(seq, seen, written));
+    const auto [seen, written] = pages_[seq];
     const int32_t* entries = row(seq);
-    int32_t* pages = plan_.pages.data() + s.page_bias;
+    int32_t* pages = plan_.pages.data() + plan_.sequences[seq].page_bias;
     if (!copy_entries(entries + seen.begin, seen.end - seen.begin, plan_.config.num_pages,
                       pages + seen.begin)) {
       for (int32_t p = seen.begin;; ++p) {
         if (entries[p] < 0 || entries[p] >= plan_.config.num_pages) return outside(seq, p);
       }
     }
-    if (!plan_.config.write_cache) return PM_OK;
     std::copy(entries + written.begin, entries + written.end, pages + written.begin);
     unfuse_writers(pages, {seen.begin, std::min(seen.end, written.begin)});
     return PM_OK;
@@ -90,14 +79,18 @@ class PageReader {
     return batch_.page_table ? batch_.page_table + row_of(seq) * batch_.page_table_stride : nullptr;
   }
 
-  // The pages that the sequence reads and writes; where it does only one, both are that.
-  pm_status ranges(int32_t seq, Range& seen, Range& written) const {
-    const Sequence& s = plan_.sequences[seq];
-    PM_TRY(checked_pages(seq, visible_keys(s, plan_.window, 0, s.q_len), seen));
-    written = seen;
-    if (!plan_.config.write_cache) return PM_OK;
-    PM_TRY(checked_pages(seq, written_keys(s), written));
-    if (seen.begin >= seen.end) seen = written;
+  pm_status claim_pages(int32_t seq, Range pages) {
+    for (int32_t p = pages.begin; p < pages.end; ++p) {
+      const int32_t page = row(seq)[p];
+      if (page < 0 || page >= plan_.config.num_pages) return outside(seq, p);
+      if (writers_.claimed(page)) {
+        return fail(
+            PM_INVALID_ARGUMENT,
+            "page_table[%d][%d] = %d: expected a page that sequence %d does not write in this step too",
+            row_of(seq), p, page, writers_.writer(page));
+      }
+      writers_.claim(page, seq);
+    }
     return PM_OK;
   }
 
@@ -132,6 +125,7 @@ class PageReader {
 
   const pm_batch& batch_;
   PageWriters& writers_;
+  std::vector<SequencePages>& pages_;
   PlanData& plan_;
   const int32_t page_size_;
 };
@@ -166,7 +160,7 @@ void PageWriters::begin_step(int64_t num_pages) {
   }
 }
 
-pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& plan) {
+pm_status build_pages(const pm_batch& batch, PlanScratch& scratch, PlanData& plan) {
   const pm_config& c = plan.config;
   plan.sequences.resize(static_cast<size_t>(batch.num_seqs));
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
@@ -183,13 +177,11 @@ pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& pla
     plan.pages.clear();
     return PM_OK;
   }
-  PageReader reader(batch, writers, plan);
-  if (c.write_cache) {
-    writers.begin_step(c.num_pages);
-    for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.claim(b));
-  }
+  PageReader reader(batch, scratch, plan);
+  scratch.pages.resize(plan.sequences.size());
+  if (c.write_cache) scratch.writers.begin_step(c.num_pages);
   int64_t num_entries = 0;
-  for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.place(b, num_entries));
+  for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.claim(b, num_entries));
   plan.pages.resize(static_cast<size_t>(num_entries));
   for (int32_t b = 0; b < batch.num_seqs; ++b) PM_TRY(reader.copy(b));
   return PM_OK;

@@ -2,6 +2,7 @@
 // configuration, batch and number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -59,9 +60,20 @@ class PageWriters {
   std::vector<int32_t> claims_;  // pages
 };
 
+// Entries of a sequence's row of the page table that a step reads and writes; {0, 0} where there are none.
+struct SequencePages {
+  Range seen, written;
+  Range all() const {
+    if (written.end == 0) return seen;
+    if (seen.end == 0) return written;
+    return {std::min(seen.begin, written.begin), std::max(seen.end, written.end)};
+  }
+};
+
 // Working memory of the builder, kept between builds.
 struct PlanScratch {
   PageWriters writers;
+  std::vector<SequencePages> pages;
   Work uncut, tiles, cut, trial, best;                          // items that stand for all KV heads
   std::vector<int32_t> first_of_seq, last_of_seq, next_of_seq;  // the items of each sequence, chained
   Simulation simulation;
@@ -71,7 +83,7 @@ struct PlanScratch {
 pm_status build_plan(const pm_config& config, const pm_batch& batch, PlanScratch& scratch, PlanData& plan);
 
 // Sequences and their pages; Sequence::fused says that no sequence reads what this one writes.
-pm_status build_pages(const pm_batch& batch, PageWriters& writers, PlanData& plan);
+pm_status build_pages(const pm_batch& batch, PlanScratch& scratch, PlanData& plan);
 
 // Items, splits, merges; clears Sequence::fused where several items would read what one stores.
 void build_items(PlanScratch& scratch, PlanData& plan);
