@@ -82,8 +82,8 @@ std::vector<Item> whole_tiles(const PlanData& plan) {
     const Range keys = visible_keys(s, plan.window, item.token_begin, item.token_end);
     const bool stores = s.fused;
     for (int head = 0; head < plan.config.num_kv_heads; ++head) {
-      tiles.push_back(
-          {item.seq, head, head + 1, item.token_begin, item.token_end, keys.begin, keys.end, -1, 0, stores});
+      tiles.push_back({item.seq, head, head + 1, item.token_begin, item.token_end, keys.begin, keys.end,
+                       kBlockKeys, -1, 0, stores});
     }
   }
   sort_longest_first(plan, tiles);

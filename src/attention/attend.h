@@ -48,15 +48,13 @@ class Attend : ItemRows<Isa, kMma, kD> {
     return next_;
   }
 
-  int32_t keys_of_block(int32_t tokens) const {
-    if (Verbs::kStreams && tokens * step_.group > Isa::kTileRows) return chunk_keys(dim_);
-    if (item_.kv_head_end - item_.kv_head_begin == 1) return kBlockKeys;
-    return shared_block_keys(step_.cache.layout, step_.cache.page_size, step_.batch_invariant);
+  int32_t keys_of_block(const Item& item, int32_t tokens) const {
+    return Verbs::kStreams && tokens * step_.group > Isa::kTileRows ? chunk_keys(dim_) : item.block_keys;
   }
 
   // The states of queries [token_begin, token_end) over keys [key_begin, key_end).
   void compute(int32_t token_begin, int32_t token_end, int32_t key_begin, int32_t key_end, Fetch fetch) {
-    const int32_t block_keys = keys_of_block(token_end - token_begin);
+    const int32_t block_keys = keys_of_block(item_, token_end - token_begin);
     for_heads(token_begin, token_end, [&](int row_begin, int row_end) { clear(row_begin, row_end); });
     bool folded = false;
     int32_t begin = key_begin;
@@ -73,7 +71,7 @@ class Attend : ItemRows<Isa, kMma, kD> {
         if (end < key_end) {
           list_keys(seq_, item_, end, key_end - end < block_keys ? key_end : end + block_keys, ahead);
         } else {
-          list_next(block_keys, ahead);
+          list_next(ahead);
         }
         ahead.begin();
       }
@@ -109,26 +107,27 @@ class Attend : ItemRows<Isa, kMma, kD> {
   void list_keys(const Sequence& seq, const Item& item, int32_t begin, int32_t end, Ahead& out) const {
     if (begin < end) list_ahead<Isa>(step_, seq, item.kv_head_begin, item.kv_head_end, begin, end, out);
   }
-  void list_first_block(const Item& item, int32_t block_keys, Ahead& out) const {
+  void list_first_block(const Item& item, Ahead& out) const {
+    const int32_t block_keys = keys_of_block(item, item.token_end - item.token_begin);
     const int32_t end = item.key_begin / block_keys * block_keys + block_keys;
     list_keys(step_.sequences[item.seq], item, item.key_begin, item.key_end < end ? item.key_end : end, out);
   }
 
   // What is wanted after the item's last block: where its results go, the next item's queries and keys. With
   // tile products the first two were tried and are no faster.
-  void list_next(int32_t block_keys, Ahead& out) {
+  void list_next(Ahead& out) {
     const Item* after = next();
     if (!Verbs::kStreams && item_.token_end - item_.token_begin > 1) {
       list_tokens(step_, step_.out, step_.out_dtype, item_, out);
       if (after) list_tokens(step_, step_.q, step_.dtype, *after, out);
     }
-    if (after && !met(*after)) list_first_block(*after, block_keys, out);
+    if (after && !met(*after)) list_first_block(*after, out);
   }
 
   // Inline, since GCC leaves out calls of a function that does nothing but fetch.
   PM_INLINE void fetch_first() {
     Ahead own;
-    list_first_block(item_, keys_of_block(item_.token_end - item_.token_begin), own);
+    list_first_block(item_, own);
     own.begin();
     while (!own.done()) own.template step<Ahead::kMostStreams>();
   }

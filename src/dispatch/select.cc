@@ -17,10 +17,12 @@ namespace {
 
 // Tile kernels gain 8% in prefill over pages of 16 with twice the rows for each copy of a pair of values.
 constexpr int32_t kTileItemRows = 384;
+constexpr int32_t kTileManyRows =
+    kMaxTileRows + 1;  // never: longer blocks were not measured with tile products
 
 struct IsaTable {
   const Isa scalar{"scalar", nullptr, nullptr, false, store_scalar};
-  const Isa amx_emulated{"amx_emulated", &scalar, nullptr, true, store_scalar, kTileItemRows};
+  const Isa amx_emulated{"amx_emulated", &scalar, nullptr, true, store_scalar, kTileItemRows, kTileManyRows};
 #if defined(PAGEMILL_X86)
   const Isa avx2{"avx2", &scalar, cpu_features().avx2_fma_f16c ? nullptr : "needs AVX2, FMA and F16C", false,
                  store_avx2};
@@ -36,7 +38,8 @@ struct IsaTable {
                                              : "needs AMX-TILE, AMX-BF16 and AVX512_BF16",
                 false,
                 store_avx512,
-                kTileItemRows};
+                kTileItemRows,
+                kTileManyRows};
   const std::array<const Isa*, 6> all{&amx, &avx512bf16, &avx512, &avx2, &scalar, &amx_emulated};
 #else
   const std::array<const Isa*, 2> all{&scalar, &amx_emulated};

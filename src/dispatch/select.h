@@ -13,6 +13,7 @@ struct Isa {
   bool by_name_only;
   StoreFn store;
   int32_t item_rows = kItemRows;  // query rows of an item with D up to 128, where there are many items
+  int32_t many_rows = kManyRows;  // query rows of a KV head from which products bind, not memory
 };
 
 struct Kernel {

@@ -111,10 +111,15 @@ class ItemBuilder {
       for (int32_t begin = 0; begin < s.q_len; begin += tile_tokens_) {
         const int32_t end = std::min(begin + tile_tokens_, s.q_len);
         const Range keys = visible_keys(s, plan_.window, begin, end);
-        const int32_t together = heads_together(
-            (end - begin) * group_, config_.num_kv_heads, config_.head_dim, dtype_bytes(config_.cache_dtype),
-            shared_block_keys(config_.layout, config_.page_size, config_.batch_invariant != 0));
-        push({static_cast<int32_t>(b), 0, together, begin, end, keys.begin, keys.end, -1, 0, false}, tiles);
+        const int32_t rows_of_head = (end - begin) * group_;
+        const int32_t shared = shared_block_keys(config_.layout, config_.page_size,
+                                                 rows_of_head >= plan_.selection.kernel->isa->many_rows,
+                                                 config_.batch_invariant != 0);
+        const int32_t together = heads_together(rows_of_head, config_.num_kv_heads, config_.head_dim,
+                                                dtype_bytes(config_.cache_dtype), shared);
+        push({static_cast<int32_t>(b), 0, together, begin, end, keys.begin, keys.end,
+              together > 1 ? shared : kBlockKeys, -1, 0, false},
+             tiles);
         plan_.scratch_rows = std::max(plan_.scratch_rows, (end - begin) * group_ * together);
         plan_.unsplit_ns += static_cast<double>(tiles.costs.back()) * config_.num_kv_heads / together;
       }
@@ -175,6 +180,7 @@ class ItemBuilder {
       tiles.costs[i] /= static_cast<float>(heads(tile));
       parted |= heads(tile) > 1;
       tile.kv_head_end = 1;
+      tile.block_keys = kBlockKeys;
     }
     return parted;
   }
