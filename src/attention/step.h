@@ -50,7 +50,7 @@ struct Item {
   int32_t block_keys;              // keys that all its heads meet before the next ones
   int32_t merge;                   // index into Step::merges, or -1
   int32_t split;                   // which of the merge's splits this is
-  bool stores;                     // stores the sequence's new tokens first
+  bool stores;                     // stores the sequence's new tokens before it reads them
 };
 
 // The splits of one tile. Partial results are f32 records [K, num_splits, rows, D + 2]: O, m, l.
