@@ -71,6 +71,15 @@ TEST(Plan, StoresAPrefillOfSeveralTilesBefore) {
   EXPECT_EQ(plan.fused_tokens, 1);
 }
 
+TEST(Plan, StoresBeforeWhatAnotherSplitReads) {
+  pm_config config = llama_config(64);
+  config.batch_invariant = 1;  // splits end at multiples of 1024, here amid the new tokens
+  const PlanData plan = planned(config, {{4}, {65538}});
+  ASSERT_EQ(plan.merges.size(), 1u);
+  EXPECT_FALSE(plan.sequences[0].fused);
+  EXPECT_EQ(plan.stored_tokens, 4);
+}
+
 TEST(Plan, StoresBeforeWhatAnotherSequenceReads) {
   Batch batch{{16, 1}, {16, 32}};
   batch.pages = {{0}, {0, 2}};  // the second begins with the page that the first fills in this step
